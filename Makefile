@@ -1,0 +1,42 @@
+# Two commands: `make companion` and `make test`. Both create .venv when it is missing and are safe to repeat.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+.DEFAULT_GOAL := help
+.PHONY: help companion test bench lab export clean-notebooks outputs readme lint
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 20
+
+$(INSTALLED): requirements.lock settings.ini setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"expected Python 3.11 or newer; received {sys.version.split()[0]} (name another with PYTHON=...)")'
+	@test -d .venv || $(PYTHON) -m venv .venv
+	@echo "Installing the locked environment into .venv (several GB the first time) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+companion: $(INSTALLED)  ## run every notebook through papermill -> runs/companion/index.html
+	@$(BIN)/wssl companion
+
+test: $(INSTALLED)  ## the whole test suite
+	@$(BIN)/python -m pytest -n 2 --dist worksteal tests
+	@echo "All tests passed. The notebooks' own pages: make companion"
+
+bench: $(INSTALLED)  ## timings as ratios within one run (minutes)
+	@$(BIN)/python -m tests.bench
+
+lab: $(INSTALLED)  ## JupyterLab on nbs/
+	@$(BIN)/jupyter lab nbs
+
+export: $(INSTALLED)  ## write wssl/*.py from the notebooks, clean them
+	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean
+
+outputs: $(INSTALLED)  ## re-execute (quick) and store the outputs in the notebooks
+	@$(BIN)/wssl companion --store-outputs
+
+readme: $(INSTALLED)  ## README.md from nbs/index.ipynb
+	@$(BIN)/wssl companion --readme
+
+lint: $(INSTALLED)  ## ruff over notebooks, tests and package
+	@$(BIN)/ruff format nbs tests && $(BIN)/ruff check nbs tests
