@@ -1,0 +1,3 @@
+"""Alignment, uniformity, moments, spectra: what embeddings look like, in numbers."""
+
+from wssl.metrics.wasserstein import wasserstein_uniformity
