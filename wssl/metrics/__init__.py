@@ -4,3 +4,5 @@ from wssl.metrics.wasserstein import wasserstein_uniformity
 """Alignment, uniformity, Wasserstein uniformity, moments, spectra, clusters, and the diagnosis that reads them."""
 
 from wssl.metrics.alignment_uniformity import Alignment, Uniformity, alignment, uniformity
+"""Alignment, uniformity, Wasserstein uniformity, moments, spectra, clusters, and the diagnosis that reads them."""
+
