@@ -1,8 +1,4 @@
-"""Alignment, uniformity, moments, spectra: what embeddings look like, in numbers."""
-
-from wssl.metrics.wasserstein import wasserstein_uniformity
 """Alignment, uniformity, Wasserstein uniformity, moments, spectra, clusters, and the diagnosis that reads them."""
 
 from wssl.metrics.alignment_uniformity import Alignment, Uniformity, alignment, uniformity
-"""Alignment, uniformity, Wasserstein uniformity, moments, spectra, clusters, and the diagnosis that reads them."""
-
+from wssl.metrics.wasserstein import wasserstein_uniformity
