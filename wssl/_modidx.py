@@ -90,4 +90,12 @@ d = { 'settings': { 'branch': 'main',
             'wssl.core.theme': { 'wssl.core.theme.color': ('0_core/theme.html#color', 'wssl/core/theme.py'),
                                  'wssl.core.theme.figure': ('0_core/theme.html#figure', 'wssl/core/theme.py'),
                                  'wssl.core.theme.published_line': ('0_core/theme.html#published_line', 'wssl/core/theme.py'),
-                                 'wssl.core.theme.use_theme': ('0_core/theme.html#use_theme', 'wssl/core/theme.py')}}}
+                                 'wssl.core.theme.use_theme': ('0_core/theme.html#use_theme', 'wssl/core/theme.py')},
+            'wssl.losses.contrastive': { 'wssl.losses.contrastive.info_nce': ( '4_losses/contrastive.html#info_nce',
+                                                                               'wssl/losses/contrastive.py'),
+                                         'wssl.losses.contrastive.nt_xent': ( '4_losses/contrastive.html#nt_xent',
+                                                                              'wssl/losses/contrastive.py')},
+            'wssl.losses.distillation': { 'wssl.losses.distillation.byol_loss': ( '4_losses/distillation.html#byol_loss',
+                                                                                  'wssl/losses/distillation.py'),
+                                          'wssl.losses.distillation.simsiam_loss': ( '4_losses/distillation.html#simsiam_loss',
+                                                                                     'wssl/losses/distillation.py')}}}

@@ -1,0 +1,4 @@
+"""Losses, one module a family: contrastive, distillation, distribution."""
+
+from wssl.losses.contrastive import info_nce, nt_xent
+from wssl.losses.distillation import byol_loss, simsiam_loss
