@@ -1,0 +1,3 @@
+"""Alignment, uniformity, Wasserstein uniformity, moments, spectra, clusters, and the diagnosis that reads them."""
+
+from wssl.metrics.alignment_uniformity import Alignment, Uniformity, alignment, uniformity
