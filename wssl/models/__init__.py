@@ -1,1 +1,0 @@
-"""Encoders, heads and their momentum copies."""
