@@ -7,19 +7,20 @@ __all__ = ['ORDERS', 'LAWS', 'isotropic_gaussian', 'live_dimensions', 'collapsed
            'cone', 'cross_polytope', 'one_hot', 'clone_rows', 'clone_features', 'append_zeros', 'law', 'power_spectrum',
            'power_law']
 
-# %% ../../nbs/5_data/synthetic.ipynb #41d2758f
+# %% ../../nbs/5_data/synthetic.ipynb #0bc7a0a6
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.checks import as_embeddings, expect
+from ..core.rows import normalize_rows
 
 # %% ../../nbs/5_data/synthetic.ipynb #2d31b269
 def _normal(n, m, generator, dtype):
     expect(n >= 1 and m >= 1, "at least 1 row and 1 dimension", f"n = {n}, m = {m}")
     return torch.randn(n, m, generator=generator, dtype=dtype)
 
-# %% ../../nbs/5_data/synthetic.ipynb #cedcdb56
+# %% ../../nbs/5_data/synthetic.ipynb #b5124d16
 def isotropic_gaussian(
     n: int,  # Rows
     m: int,  # Dimensions
@@ -29,7 +30,7 @@ def isotropic_gaussian(
 ) -> Tensor:  # Shape (n, m)
     "Rows from N(0, I/`m`), or uniform on the sphere."
     z = _normal(n, m, generator, dtype)
-    return F.normalize(z, dim=-1) if normalize else z / m**0.5
+    return normalize_rows(z) if normalize else z / m**0.5
 
 # %% ../../nbs/5_data/synthetic.ipynb #8cf7bb00
 def live_dimensions(
@@ -45,7 +46,7 @@ def live_dimensions(
 # %% ../../nbs/5_data/synthetic.ipynb #2350cd68
 ORDERS = ("zero_then_normalize", "normalize_then_zero")
 
-# %% ../../nbs/5_data/synthetic.ipynb #934db874
+# %% ../../nbs/5_data/synthetic.ipynb #bb4c7a74
 def collapsed_gaussian(
     n: int,  # Rows
     m: int,  # Dimensions
@@ -57,10 +58,10 @@ def collapsed_gaussian(
     "Gaussian rows with a share `collapse` of dead dimensions (Fang et al. 2024, section 5.1). Raises `InputError` for an unknown `order`."
     expect(order in ORDERS, f"an order among {', '.join(ORDERS)}", repr(order))
     live, first = live_dimensions(m, collapse), order == "zero_then_normalize"
-    z = F.normalize(_normal(n, live if first else m, generator, dtype), dim=-1)
+    z = normalize_rows(_normal(n, live if first else m, generator, dtype))
     return F.pad(z[:, :live], (0, m - live))
 
-# %% ../../nbs/5_data/synthetic.ipynb #9d20f825
+# %% ../../nbs/5_data/synthetic.ipynb #42b5170f
 def constant_collapse(
     n: int,  # Rows
     m: int,  # Dimensions
@@ -69,10 +70,10 @@ def constant_collapse(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:  # Unit rows, shape (n, m)
     "Unit rows in one place, up to `noise`."
-    centre = F.normalize(_normal(1, m, generator, dtype), dim=-1)
-    return F.normalize(centre + noise * isotropic_gaussian(n, m, generator, dtype=dtype), dim=-1)
+    centre = normalize_rows(_normal(1, m, generator, dtype))
+    return normalize_rows(centre + noise * isotropic_gaussian(n, m, generator, dtype=dtype))
 
-# %% ../../nbs/5_data/synthetic.ipynb #98a55dd3
+# %% ../../nbs/5_data/synthetic.ipynb #284943e3
 def clusters(
     n: int,  # Rows
     m: int,  # Dimensions
@@ -85,9 +86,9 @@ def clusters(
     expect(k >= 1, "at least 1 cluster", k)
     labels = torch.arange(n) % k
     centres = isotropic_gaussian(k, m, generator, normalize=True, dtype=dtype)
-    return F.normalize(centres[labels] + spread * isotropic_gaussian(n, m, generator, dtype=dtype), dim=-1), labels
+    return normalize_rows(centres[labels] + spread * isotropic_gaussian(n, m, generator, dtype=dtype)), labels
 
-# %% ../../nbs/5_data/synthetic.ipynb #bf4fad57
+# %% ../../nbs/5_data/synthetic.ipynb #67dc5ead
 def cone(
     n: int,  # Rows
     m: int,  # Dimensions
@@ -96,9 +97,9 @@ def cone(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:  # Unit rows, shape (n, m)
     "Unit rows around the diagonal: N(0, I) shifted by `mean` in every coordinate, then normalised."
-    return F.normalize(_normal(n, m, generator, dtype) + mean, dim=-1)
+    return normalize_rows(_normal(n, m, generator, dtype) + mean)
 
-# %% ../../nbs/5_data/synthetic.ipynb #9bb3a4eb
+# %% ../../nbs/5_data/synthetic.ipynb #9ffa3370
 def cross_polytope(
     m: int,  # Dimensions
     live: int | None = None,  # Dimensions that are used, 1..m; None: all
@@ -108,7 +109,7 @@ def cross_polytope(
     live = m if live is None else live
     expect(1 <= live <= m, f"live dimensions in 1..{m}", live)
     e = torch.eye(live, m, dtype=dtype)
-    return torch.cat([e, -e])
+    return torch.cat([e, 0 - e])  # -e would hold negative zeros
 
 # %% ../../nbs/5_data/synthetic.ipynb #d9e1e510
 def one_hot(
@@ -184,7 +185,7 @@ LAWS = {
     "uniform on [0, 1]": _uniform,
 }
 
-# %% ../../nbs/5_data/synthetic.ipynb #b4c5a02a
+# %% ../../nbs/5_data/synthetic.ipynb #466df61d
 def law(
     name: str,  # One of `LAWS`
     n: int,  # Rows
@@ -196,7 +197,7 @@ def law(
     "Rows from the law called `name`. Raises `InputError` for a name that is not in `LAWS`."
     expect(name in LAWS, f"a law among {', '.join(LAWS)}", repr(name))
     z = LAWS[name](n, m, generator, dtype)
-    return F.normalize(z, dim=-1) if normalize else z
+    return normalize_rows(z) if normalize else z
 
 # %% ../../nbs/5_data/synthetic.ipynb #7c522d6c
 def power_spectrum(
@@ -209,7 +210,7 @@ def power_spectrum(
     eigenvalues = torch.arange(1, m + 1, dtype=dtype) ** -exponent
     return eigenvalues / eigenvalues.sum()
 
-# %% ../../nbs/5_data/synthetic.ipynb #6be0eeae
+# %% ../../nbs/5_data/synthetic.ipynb #ee85503a
 def power_law(
     n: int,  # Rows
     m: int,  # Dimensions
@@ -220,4 +221,4 @@ def power_law(
 ) -> Tensor:  # Shape (n, m)
     "Gaussian rows whose covariance has eigenvalues proportional to i^-`exponent`."
     z = _normal(n, m, generator, dtype) * power_spectrum(m, exponent, dtype).sqrt()
-    return F.normalize(z, dim=-1) if normalize else z
+    return normalize_rows(z) if normalize else z

@@ -1,0 +1,11 @@
+"""The uniform law on the sphere, Gaussians under collapse, and the axioms a uniformity metric should obey."""
+
+from wssl.theory.sphere import (
+    coordinate_kl,
+    coordinate_kl_bound,
+    coordinate_pdf,
+    coordinate_w2,
+    sample_sphere,
+    sphere_gaussian_w2,
+    uniformity_of_sphere,
+)
