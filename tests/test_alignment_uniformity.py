@@ -14,6 +14,7 @@ from torch import nn
 from tests.distributed import run_ranks
 from wssl import WORLD
 from wssl.metrics.alignment_uniformity import Alignment, Uniformity, alignment, uniformity
+from wssl.metrics.spectrum import RankMe, rankme
 from wssl.theory.sphere import uniformity_of_sphere
 
 
@@ -165,11 +166,12 @@ def _on_each_process(rank):
     net = nn.parallel.DistributedDataParallel(_network())
     uniformity(net(rows(16, 6, 2)[rank * 8 : rank * 8 + 8]), group=WORLD).backward()
     out["ddp"] = {k: p.grad for k, p in net.module.named_parameters()}
-    uniform, align = Uniformity(), Alignment()
+    uniform, align, rank_me = Uniformity(), Alignment(), RankMe(6)
     part = slice(rank * 10, rank * 10 + 10)  # 10 rows here, 6 there
     uniform.update(rows(16, 6, 2)[part])
     align.update(rows(16, 6, 2)[part], rows(16, 6, 3)[part])
-    out["metrics"] = uniform.compute(), align.compute()
+    rank_me.update(rows(16, 6, 2)[part])
+    out["metrics"] = uniform.compute(), align.compute(), rank_me.compute()
     return out
 
 
@@ -189,7 +191,8 @@ def test_two_processes_are_one():
         torch.testing.assert_close(out["one row each"], reference(rows(2, 4, 9)))
         for name, p in net.named_parameters():
             torch.testing.assert_close(out["ddp"][name], p.grad, rtol=1e-8, atol=1e-10)
-        torch.testing.assert_close(out["metrics"], (reference(rows(16, 6, 2)), alignment(rows(16, 6, 2), rows(16, 6, 3))))
+        whole = rows(16, 6, 2)
+        torch.testing.assert_close(out["metrics"], (reference(whole), alignment(whole, rows(16, 6, 3)), rankme(whole)))
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1, 2, 3.5])
