@@ -1,4 +1,5 @@
 """Alignment, uniformity, Wasserstein uniformity, moments, spectra, clusters, and the diagnosis that reads them."""
 
 from wssl.metrics.alignment_uniformity import Alignment, Uniformity, alignment, uniformity
+from wssl.metrics.moments import Moments
 from wssl.metrics.wasserstein import wasserstein_uniformity
