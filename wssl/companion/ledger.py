@@ -63,12 +63,12 @@ def spread_text(
     digits = 1 if values.abs().max() >= 10 else 3
     return f"{values.mean():.{digits}f}" + (f" ± {values.std():.{digits}f}" if len(values) > 1 else "")
 
-# %% ../../nbs/companion/ledger.ipynb #7b850849
+# %% ../../nbs/companion/ledger.ipynb #3320c35a
 def final_metrics(
     record: dict,  # A run record
 ) -> dict:  # Names of `MEASURED`; accuracies in percent
     "The metrics that a run ended with."
-    found = record.get("metrics", {})
+    found = record.get("final") or record.get("metrics") or {}
     return {
         key: found[key] * (100 if key in ("knn", "linear") else 1)
         for key in MEASURED
