@@ -25,7 +25,7 @@ def gram(
 # %% ../../nbs/2_metrics/moments.ipynb #1b960ffa
 CHUNK = 4096  # Rows multiplied at once
 
-# %% ../../nbs/2_metrics/moments.ipynb #95f4ac77
+# %% ../../nbs/2_metrics/moments.ipynb #3dfada62
 class Moments:
     "Count, mean and covariance of rows that arrive in pieces; memory is O(m^2)."
 
@@ -49,8 +49,7 @@ class Moments:
         new = Moments(self.m, self._mean.device)
         for chunk in z.split(CHUNK) if len(z) else ():
             chunk = prepare(chunk.double() if z.is_cuda else chunk)  # float64 is fast there, and TF32 would cost digits
-            near = new if new.count else self
-            new._absorb(*_chunk_moments(chunk, near._mean.to(chunk) if near.count else chunk.mean(0)))
+            new._absorb(*_chunk_moments(chunk))
         if not torch.isfinite(new._scatter).all():  # looks at m^2 numbers instead of n m
             check_finite(z, always=True)
         return self.merge(new)
@@ -104,9 +103,10 @@ class Moments:
     def __repr__(self):
         return f"Moments(m={self.m}, count={self.count:,})"
 
-# %% ../../nbs/2_metrics/moments.ipynb #e21014f3
-def _chunk_moments(chunk, shift):
-    "Count, mean and scatter of a chunk; the product is taken about `shift`, the sums in float64."
+# %% ../../nbs/2_metrics/moments.ipynb #5b4c5894
+def _chunk_moments(chunk):
+    "Count, mean and scatter of a chunk; the product is taken about a shift, the sums in float64."
+    shift = chunk[:: len(chunk) // 64 + 1].mean(0)
     rows = chunk - shift
     offset = rows.sum(0).double() / len(rows)
     return len(rows), shift.double() + offset, gram(rows).double().addr_(offset, offset, alpha=-len(rows))
