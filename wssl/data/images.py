@@ -8,11 +8,12 @@ __all__ = ['SHAPES', 'IMAGE_SUFFIXES', 'SPLITS', 'SOURCES', 'Images', 'class_shu
            'progress_line', 'decoded', 'write_decoded', 'split_of_names', 'files_source', 'find_path', 'load_images',
            'show_images']
 
-# %% ../../nbs/5_data/images.ipynb #37b0a29a
+# %% ../../nbs/5_data/images.ipynb #7452c35c
 import hashlib
 import io
 import json
 import os
+import shutil
 import sys
 import tarfile
 import tempfile
@@ -192,7 +193,7 @@ def folder_files(
     expect(names, f"a folder with images ({', '.join(IMAGE_SUFFIXES)})", f"{path} with none")
     return names
 
-# %% ../../nbs/5_data/images.ipynb #e58101eb
+# %% ../../nbs/5_data/images.ipynb #490f7aa9
 def tar_members(
     path: Path,  # Archive: tar, also compressed by gzip, bzip2 or xz
 ) -> Iterator[tuple[str, bytes]]:  # (path inside it, the file's bytes)
@@ -205,8 +206,11 @@ def tar_members(
                     yield name, archive.extractfile(member).read()
                 archive.members = []  # the list would grow with the archive
             complete = archive.fileobj.tell() >= archive.offset + tarfile.BLOCKSIZE  # the end mark was read
+            while archive.fileobj.read(1 << 20):  # to the end of a compressed stream, where its checksum is
+                pass
     except (tarfile.TarError, LZMAError, zlib.error, EOFError, OSError) as error:
-        raise InputError(f"expected a whole tar archive; received {path} ({error})") from None
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
+        raise InputError(f"expected a whole tar archive; received {path} ({reason})") from None
     expect(complete, "a whole tar archive", f"{path} (cut before its end mark)")
 
 # %% ../../nbs/5_data/images.ipynb #f9abc520
@@ -292,7 +296,7 @@ def progress_line(
 
     return update
 
-# %% ../../nbs/5_data/images.ipynb #54cbcf31
+# %% ../../nbs/5_data/images.ipynb #d79ac405
 def decoded(
     path: Path,  # Folder or archive
     size: int,  # Pixels a side
@@ -301,11 +305,13 @@ def decoded(
     "All images of `path`, decoded unless they already are."
     names = folder_files(path) if path.is_dir() else []
     folder = cache / "decoded" / f"{path.name.split('.')[0]}-{size}-{cache_key(path, names, size)}"
-    if not (folder / "names.json").is_file():
+    listing, pixels = folder / "names.json", folder / "pixels.u8"
+    if not listing.is_file() or pixels.stat().st_size != len(json.loads(listing.read_text())) * 3 * size**2:
+        shutil.rmtree(folder, ignore_errors=True)  # damaged, or not there
         files = ((name, path / name) for name in names) if names else tar_members(path)
         write_decoded(decode_all(files, size), folder, path)
-    names = json.loads((folder / "names.json").read_text())
-    return names, np.memmap(folder / "pixels.u8", np.uint8, "r", shape=(len(names), 3, size, size))
+    names = json.loads(listing.read_text())
+    return names, np.memmap(pixels, np.uint8, "r", shape=(len(names), 3, size, size))
 
 # %% ../../nbs/5_data/images.ipynb #fac968a7
 def write_decoded(

@@ -10,3 +10,4 @@ from wssl.metrics.wasserstein import (
     uniformity_zscore,
     wasserstein_uniformity,
 )
+from wssl.theory.gaussians import bhattacharyya, gaussian_kl, gaussian_w2
