@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['CHUNK', 'gram', 'Moments']
 
-# %% ../../nbs/2_metrics/moments.ipynb #afd4c1dd
+# %% ../../nbs/2_metrics/moments.ipynb #c60da380
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,14 +14,16 @@ from ..core.checks import as_embeddings, check_finite, expect
 from ..core.collectives import all_reduce_sum, world_size
 from ..core.rows import widen
 
-# %% ../../nbs/2_metrics/moments.ipynb #18e1ad5d
+# %% ../../nbs/2_metrics/moments.ipynb #636f8c37
 def gram(
     x: Tensor,  # Shape (n, m), float32 or float64
 ) -> Tensor:  # Shape (m, m), symmetric
     "`x.T @ x`, on a processor at half the cost; no gradient."
     x = x.detach()
-    borrowed = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    return torch.from_numpy(x.numpy().T @ x.numpy()) if borrowed else x.T @ x
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return x.T @ x
+    with np.errstate(all="ignore"):  # infinite values are the caller's to find, without a warning
+        return torch.from_numpy(x.numpy().T @ x.numpy())
 
 # %% ../../nbs/2_metrics/moments.ipynb #1b960ffa
 CHUNK = 4096  # Rows multiplied at once
