@@ -33,7 +33,14 @@ def test_value_is_global_and_gradient_is_world_size_times_global():
 
 def _network():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3), nn.BatchNorm1d(3, affine=False))
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64, 3),
+        nn.BatchNorm1d(3, affine=False),
+    )
 
 
 def _train(rank_):

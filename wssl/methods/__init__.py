@@ -1,0 +1,6 @@
+"""Methods: encoder, heads, loss, and what happens after a step."""
+
+from wssl.methods.align_w2 import AlignW2
+from wssl.methods.base import Method, Output
+from wssl.methods.byol import BYOL
+from wssl.methods.simclr import SimCLR

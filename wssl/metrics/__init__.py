@@ -1,0 +1,13 @@
+"""Alignment, uniformity, Wasserstein uniformity, moments, spectra, clusters, and the diagnosis that reads them."""
+
+from wssl.metrics.alignment_uniformity import Alignment, Uniformity, alignment, uniformity
+from wssl.metrics.moments import Moments
+from wssl.metrics.wasserstein import (
+    WassersteinUniformity,
+    live_fraction,
+    null_law,
+    uniformity_floor,
+    uniformity_zscore,
+    wasserstein_uniformity,
+)
+from wssl.theory.gaussians import bhattacharyya, gaussian_kl, gaussian_w2

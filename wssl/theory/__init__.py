@@ -1,0 +1,13 @@
+"""The uniform law on the sphere, Gaussians under collapse, and the axioms a uniformity metric should obey."""
+
+from wssl.theory.gaussians import bhattacharyya, gaussian_kl, gaussian_w2
+from wssl.theory.properties import Properties, check_properties, property_batches
+from wssl.theory.sphere import (
+    coordinate_kl,
+    coordinate_kl_bound,
+    coordinate_pdf,
+    coordinate_w2,
+    sample_sphere,
+    sphere_gaussian_w2,
+    uniformity_of_sphere,
+)
