@@ -25,7 +25,7 @@ def gram(
 # %% ../../nbs/2_metrics/moments.ipynb #1b960ffa
 CHUNK = 4096  # Rows multiplied at once
 
-# %% ../../nbs/2_metrics/moments.ipynb #3ee3d202
+# %% ../../nbs/2_metrics/moments.ipynb #95f4ac77
 class Moments:
     "Count, mean and covariance of rows that arrive in pieces; memory is O(m^2)."
 
@@ -41,17 +41,19 @@ class Moments:
     def update(
         self,
         z,  # Rows (n, m), any floating-point type; n = 0 is allowed
+        prepare=widen,  # Applied to each chunk of rows first, e.g. `normalize_rows`; float32 or wider comes out
     ):
         "Add the rows of `z`; returns self. Raises `InputError` for another m or for values that are not finite."
         z = as_embeddings(z, min_rows=0).detach()
         expect(z.shape[1] == self.m, f"rows with {self.m} columns", f"shape {tuple(z.shape)}")
         new = Moments(self.m, self._mean.device)
         for chunk in z.split(CHUNK) if len(z) else ():
-            chunk = chunk.double() if z.is_cuda else widen(chunk)  # float64 is fast there, and TF32 would cost digits
+            chunk = prepare(chunk.double() if z.is_cuda else chunk)  # float64 is fast there, and TF32 would cost digits
             near = new if new.count else self
             new._absorb(*_chunk_moments(chunk, near._mean.to(chunk) if near.count else chunk.mean(0)))
-        finite = bool(torch.isfinite(new._scatter).all())  # looks at m^2 numbers instead of n m
-        return self.merge(new) if finite else check_finite(z, always=True)
+        if not torch.isfinite(new._scatter).all():  # looks at m^2 numbers instead of n m
+            check_finite(z, always=True)
+        return self.merge(new)
 
     def _absorb(self, count, mean, scatter):
         "Chan's sum, in place."
@@ -102,9 +104,9 @@ class Moments:
     def __repr__(self):
         return f"Moments(m={self.m}, count={self.count:,})"
 
-# %% ../../nbs/2_metrics/moments.ipynb #c6bcb83b
+# %% ../../nbs/2_metrics/moments.ipynb #e21014f3
 def _chunk_moments(chunk, shift):
     "Count, mean and scatter of a chunk; the product is taken about `shift`, the sums in float64."
     rows = chunk - shift
-    offset = rows.sum(0, dtype=torch.float64) / len(rows)
+    offset = rows.sum(0).double() / len(rows)
     return len(rows), shift.double() + offset, gram(rows).double().addr_(offset, offset, alpha=-len(rows))

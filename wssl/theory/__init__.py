@@ -1,6 +1,7 @@
 """The uniform law on the sphere, Gaussians under collapse, and the axioms a uniformity metric should obey."""
 
 from wssl.theory.gaussians import bhattacharyya, gaussian_kl, gaussian_w2
+from wssl.theory.properties import Properties, check_properties, property_batches
 from wssl.theory.sphere import (
     coordinate_kl,
     coordinate_kl_bound,
