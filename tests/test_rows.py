@@ -11,7 +11,9 @@ from wssl.core.rows import normalize_rows, widen
 
 @given(st.integers(0, 2**16), st.integers(1, 9), st.integers(1, 9), st.floats(-6, 6))
 def test_value_and_gradient_are_those_of_f_normalize(seed, n, m, log_scale):
-    a = (torch.randn(n, m, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 10**log_scale).requires_grad_()
+    a = (
+        torch.randn(n, m, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 10**log_scale
+    ).requires_grad_()
     b = a.detach().clone().requires_grad_()
     weight = torch.linspace(-1, 1, n * m, dtype=torch.float64).reshape(n, m)
     (normalize_rows(a) * weight).sum().backward()

@@ -58,7 +58,9 @@ def test_kl_has_no_cancellation_for_large_m():
         g = stats.norm(scale=m**-0.5).pdf
         bregman = lambda y: f(y) * math.log(f(y) / g(y)) - f(y) + g(y)  # noqa: E731, B023
         end = min(1 - 1e-9, 12 * m**-0.5)
-        inner = integrate.quad(bregman, 0, end, epsabs=0, epsrel=1e-10, limit=400)[0] + stats.norm(scale=m**-0.5).sf(end)
+        inner = integrate.quad(bregman, 0, end, epsabs=0, epsrel=1e-10, limit=400)[0] + stats.norm(scale=m**-0.5).sf(
+            end
+        )
         assert coordinate_kl(m) == pytest.approx(2 * inner, rel=1e-6)
 
 
@@ -76,7 +78,9 @@ def test_w2_closed_form_at_three():
 @pytest.mark.parametrize("m", [2, 5, 12])
 def test_w2_against_the_quantile_integral(m):
     quantile = stats.beta((m - 1) / 2, (m - 1) / 2, loc=-1, scale=2).ppf
-    cross = 2 * integrate.quad(lambda u: quantile(u) * special.ndtri(u), 0, 0.5, epsabs=1e-12, epsrel=1e-12, limit=400)[0]
+    cross = (
+        2 * integrate.quad(lambda u: quantile(u) * special.ndtri(u), 0, 0.5, epsabs=1e-12, epsrel=1e-12, limit=400)[0]
+    )
     assert coordinate_w2(m) ** 2 == pytest.approx(2 / m - 2 * cross / math.sqrt(m), abs=1e-10)
 
 
@@ -90,13 +94,28 @@ def test_w2_rate_and_talagrand():
 
 
 def test_vector_distance():
-    np.testing.assert_allclose([sphere_gaussian_w2(m) for m in (2, 8, 32, 128, 256, 1024)], [0.4770, 0.2478, 0.1248, 0.0625, 0.0442, 0.0221], atol=6e-5)
+    np.testing.assert_allclose(
+        [sphere_gaussian_w2(m) for m in (2, 8, 32, 128, 256, 1024)],
+        [0.4770, 0.2478, 0.1248, 0.0625, 0.0442, 0.0221],
+        atol=6e-5,
+    )
     assert sphere_gaussian_w2(1) == pytest.approx(math.sqrt(2 - 2 * math.sqrt(2 / math.pi)))
     assert sphere_gaussian_w2(10**8) == pytest.approx(1 / math.sqrt(2 * 10**8), rel=1e-6)
 
 
 def test_uniformity_of_sphere():
-    digits = {1: -0.6928, 2: -1.5750, 3: -2.0798, 4: -2.4149, 8: -3.0825, 16: -3.5130, 64: -3.8752, 256: -3.9688, 1024: -3.9922, 4096: -3.9980}
+    digits = {
+        1: -0.6928,
+        2: -1.5750,
+        3: -2.0798,
+        4: -2.4149,
+        8: -3.0825,
+        16: -3.5130,
+        64: -3.8752,
+        256: -3.9688,
+        1024: -3.9922,
+        4096: -3.9980,
+    }
     for m, value in digits.items():
         assert uniformity_of_sphere(m) == pytest.approx(value, abs=6e-5)
     for m, t in [(2, 0.5), (3, 7.0), (50, 20.0)]:
@@ -115,7 +134,16 @@ def test_sample_is_uniform():
     assert set(sample_sphere(50, 1).flatten().tolist()) == {-1.0, 1.0}
 
 
-@pytest.mark.parametrize("call", [lambda: coordinate_pdf(0.0, 1), lambda: coordinate_kl(1), lambda: coordinate_w2(2.5), lambda: sphere_gaussian_w2(0), lambda: uniformity_of_sphere(8, 0)])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: coordinate_pdf(0.0, 1),
+        lambda: coordinate_kl(1),
+        lambda: coordinate_w2(2.5),
+        lambda: sphere_gaussian_w2(0),
+        lambda: uniformity_of_sphere(8, 0),
+    ],
+)
 def test_bad_input(call):
     with pytest.raises(ValueError, match="^expected .*; received "):
         call()

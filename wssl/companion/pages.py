@@ -98,7 +98,7 @@ def take_out_math(
     parts = re.split(r"(```.*?```|`[^`\n]*`)", text, flags=re.S)
     return "".join(part if position % 2 else EQUATION.sub(mark, part) for position, part in enumerate(parts))
 
-# %% ../../nbs/companion/pages.ipynb #12a0fc8a
+# %% ../../nbs/companion/pages.ipynb #14708ee1
 STYLE = """
 :root { --text:#1d1d1f; --soft:#6a6a70; --line:#dedee3; --ground:#fff; --card:#f7f7f9; --accent:#0a5fa8; --good:#1b7a3d; --bad:#b3261e; --mid:#8a5a00; color-scheme: light dark; }
 @media (prefers-color-scheme: dark) { :root { --text:#e8e8ea; --soft:#9a9aa2; --line:#3a3a40; --ground:#161618; --card:#202024; --accent:#7ab8f5; --good:#6fcf8d; --bad:#ff8a80; --mid:#e6b450; } }
@@ -115,7 +115,7 @@ code, pre { font: .86em/1.5 ui-monospace, monospace; } code { background: var(--
 .scroll, .output_html { overflow-x: auto; } table { border-collapse: collapse; margin: .8rem 0; font-size: .88rem; font-variant-numeric: tabular-nums; } caption { text-align: left; color: var(--soft); padding-bottom: .4rem; }
 th { text-align: left; font-weight: 600; border-bottom: 1.5px solid var(--line); padding: .3rem .8rem .3rem 0; vertical-align: bottom; } td { border-bottom: 1px solid var(--line); padding: .3rem .8rem .3rem 0; vertical-align: top; }
 nav, .soft { color: var(--soft); font-size: .9rem; } .good { color: var(--good); } .bad { color: var(--bad); } .mid { color: var(--mid); }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem; } .card { border: 1px solid var(--line); border-radius: 8px; overflow: hidden; background: var(--card); display: flex; flex-direction: column; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem; align-items: start; } .card { border: 1px solid var(--line); border-radius: 8px; overflow: hidden; background: var(--card); display: flex; flex-direction: column; }
 .card .picture { background: #fff; height: 9.5rem; display: flex; align-items: center; justify-content: center; border-bottom: 1px solid var(--line); } .card .picture img { max-height: 100%; border-radius: 0; padding: .4rem; } .card .none { background: var(--card); color: var(--line); font-size: 2.4rem; }
 .card .words { padding: .7rem .9rem .8rem; display: flex; flex-direction: column; gap: .3rem; flex: 1; } .card p { margin: 0; font-size: .87rem; color: var(--soft); } .card strong a { color: var(--text); } .card .foot { margin-top: auto; font-size: .8rem; }
 .chip { display: inline-block; border: 1px solid currentColor; border-radius: 9px; padding: 0 .5rem; font-size: .78rem; white-space: nowrap; } td.number { text-align: right; } details summary { cursor: pointer; color: var(--accent); }
@@ -157,7 +157,7 @@ def page_html(
         f'<link rel="stylesheet" href="{home}style.css"></head>\n<body>\n{body}\n</body>\n</html>\n'
     )
 
-# %% ../../nbs/companion/pages.ipynb #b3206099
+# %% ../../nbs/companion/pages.ipynb #114ee9ed
 def for_readers(
     nb,  # Notebook
 ):  # A copy without directives alone in a cell, hidden cells, and papermill's own marks
@@ -170,6 +170,9 @@ def for_readers(
         if not (cell.cell_type == "code" and hidden.match(cell.source.strip()))
         and "papermill-error-cell-tag" not in cell.metadata.get("tags", [])
     ]
+    for cell in nb.cells:
+        if cell.cell_type == "code":
+            cell.source = re.sub(r"\A(#\s*\|[^\n]*\n)+", "", cell.source)
     return nb
 
 # %% ../../nbs/companion/pages.ipynb #1555255c

@@ -205,7 +205,7 @@ def failure_in(
             }
     return {}
 
-# %% ../../nbs/companion/runner.ipynb #f62a691e
+# %% ../../nbs/companion/runner.ipynb #cd41cb9e
 def execute(
     path,  # Notebook to run
     output,  # Where the executed copy goes
@@ -240,7 +240,7 @@ def execute(
             execution_timeout=timeout,
         )
     except papermill.PapermillExecutionError as error:
-        failure = {"message": f"{error.ename}: {error.evalue}"}
+        failure = {"message": f"{error.ename}: {error.evalue}".strip().splitlines()[0]}
     except (
         Exception
     ) as error:  # a kernel that died, a cell that took too long: this notebook's failure, not the runner's
@@ -249,7 +249,7 @@ def execute(
         }
     done = nbformat.read(output, 4) if output.exists() else nb
     if failure:
-        failure |= failure_in(nb, done)
+        failure = failure_in(nb, done) | failure
     return {
         "status": "failed" if failure else "ok",
         "seconds": round(time.perf_counter() - start, 2),

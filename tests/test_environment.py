@@ -1,0 +1,77 @@
+"""settings.ini, environment.yml, requirements.lock and what is installed are in step."""
+
+import re
+from configparser import ConfigParser
+from importlib import metadata
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import wssl
+from tests.checkout import ROOT
+
+
+def settings():
+    config = ConfigParser(delimiters=["="])
+    config.read(ROOT / "settings.ini")
+    return config["DEFAULT"]
+
+
+def direct():
+    return [
+        Requirement(text)
+        for key in ("requirements", "notebook_requirements", "dev_requirements")
+        for text in settings()[key].split()
+    ]
+
+
+def lock():
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    pinned = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
+    return {canonicalize_name(item.name): item for item in pinned}
+
+
+def test_the_lock_pins_names_and_versions_and_nothing_else():
+    for item in lock().values():
+        (pin,) = item.specifier
+        assert pin.operator == "==" and "+" not in pin.version and item.url is None, item
+    text = (ROOT / "requirements.lock").read_text()
+    assert "://" not in text and "--" not in text
+
+
+def test_the_lock_meets_every_requirement():
+    locked = lock()
+    for item in direct():
+        (pin,) = locked[canonicalize_name(item.name)].specifier
+        assert item.specifier.contains(pin.version), f"{item} against {pin}"
+
+
+def test_installed_is_what_is_locked():
+    "Versions that the tests ran with are the ones that the README promises."
+    locked = lock()
+    for item in direct():
+        (pin,) = locked[canonicalize_name(item.name)].specifier
+        assert Version(metadata.version(item.name)).public == pin.version, item.name
+
+
+def test_the_lock_is_closed():
+    "Everything that a locked package needs on this machine is locked too: an install from it asks nobody else for a version."
+    locked = set(lock()) | {"pip", "setuptools", "wheel"}  # what an environment is made with, left out by `pip freeze`
+    for name in [name for name, item in lock().items() if item.marker is None or item.marker.evaluate()]:
+        for text in metadata.requires(name) or []:
+            need = Requirement(text)
+            if need.marker is None or need.marker.evaluate({"extra": ""}):
+                assert canonicalize_name(need.name) in locked, f"{name} needs {need}"
+
+
+def test_environment_yml_is_the_same_environment():
+    lines = [line.strip() for line in (ROOT / "environment.yml").read_text().splitlines()]
+    assert f"- python={settings()['min_python']}" in lines
+    assert [line for line in lines if line.startswith("- -")] == ["- -e .[dev]"]
+
+
+def test_one_version():
+    version = settings()["version"]
+    assert wssl.__version__ == version
+    assert re.search(rf"^version: ['\"]?{re.escape(version)}['\"]?$", (ROOT / "CITATION.cff").read_text(), flags=re.M)

@@ -1,0 +1,89 @@
+"""Weighted nearest neighbours against scikit-learn, and against the rule typed with its loops."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.neighbors import KNeighborsClassifier
+
+from wssl.evaluation import evaluating, extract_features, knn_accuracy, knn_predict
+
+
+def _data(n=120, t=50, d=6, classes=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(classes, d, generator=generator, dtype=torch.float64)
+    y = torch.randint(classes, (n + t,), generator=generator)
+    h = centres[y] + torch.randn(n + t, d, generator=generator, dtype=torch.float64)
+    return h[:n], y[:n], h[n:], y[n:]
+
+
+@pytest.mark.parametrize("k", [1, 7, 50, 120])
+@pytest.mark.parametrize("temperature", [0.07, 0.1, 1.0])
+def test_same_votes_as_sklearn(k, temperature):
+    train_h, train_y, test_h, _ = _data()
+    known, unknown = ((h / h.norm(dim=1, keepdim=True)).numpy() for h in (train_h, test_h))
+    reference = KNeighborsClassifier(k, weights=lambda d: np.exp((1 - d**2 / 2) / temperature), algorithm="brute")
+    expected = reference.fit(known, train_y.numpy()).predict(unknown)
+    assert knn_predict(train_h, train_y, test_h, k, temperature).tolist() == expected.tolist()
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 999), k=st.integers(1, 30), chunk=st.integers(1, 60))
+def test_the_rule_with_its_loops(seed, k, chunk):
+    train_h, train_y, test_h, _ = _data(n=25, t=6, d=3, seed=seed)
+    predicted = knn_predict(train_h, train_y, test_h, k, 0.1, chunk=chunk)
+    for row, answer in zip(test_h, predicted, strict=True):
+        cosine = [float(row @ h / row.norm() / h.norm()) for h in train_h]
+        votes = [0.0] * 4
+        for i in sorted(range(25), key=lambda i: -cosine[i])[:k]:
+            votes[train_y[i]] += math.exp(cosine[i] / 0.1)
+        assert votes[answer] == pytest.approx(max(votes), rel=1e-9)
+
+
+def test_small_temperature_and_scale_do_not_matter():
+    train_h, train_y, test_h, test_y = _data()
+    nearest = knn_accuracy(train_h, train_y, test_h, test_y, k=1)
+    assert knn_accuracy(train_h, train_y, test_h, test_y, k=120, temperature=1e-4) == nearest
+    assert knn_accuracy(5 * train_h, train_y, 1e-3 * test_h, test_y, k=9) == knn_accuracy(
+        train_h, train_y, test_h, test_y, k=9
+    )
+    assert knn_accuracy(train_h, train_y, test_h, test_y, k=10**6) == knn_accuracy(
+        train_h, train_y, test_h, test_y, k=120
+    )
+
+
+def test_bad_input_is_one_sentence():
+    train_h, train_y, test_h, test_y = _data()
+    for call in (
+        lambda: knn_accuracy(train_h, train_y[:3], test_h, test_y),
+        lambda: knn_accuracy(train_h, train_y, test_h[:, :2], test_y),
+        lambda: knn_accuracy(train_h, train_y, test_h, test_y, k=0),
+        lambda: knn_accuracy(train_h, train_y, test_h, test_y, temperature=0),
+        lambda: extract_features(torch.nn.Identity(), torch.zeros(2, 3, 8, 8)),
+    ):
+        with pytest.raises(ValueError, match=r"^expected .*; received "):
+            call()
+
+
+def test_features_leave_the_network_as_it_was():
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Dropout(0.5), torch.nn.Flatten()
+    )
+    net[1].eval()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    images = torch.randint(256, (9, 3, 32, 32), dtype=torch.uint8)
+    whole, parts = extract_features(net, images), extract_features(net, images, batch=2)
+    torch.testing.assert_close(whole, parts)
+    assert not whole.requires_grad and torch.is_grad_enabled()
+    assert [module.training for module in net.modules()] == [True, True, False, True, True]
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_modes_come_back_after_an_error():
+    net = torch.nn.Sequential(torch.nn.Dropout())
+    with pytest.raises(RuntimeError), evaluating(net):
+        raise RuntimeError
+    assert net.training and net[0].training
