@@ -46,7 +46,7 @@ def test_align_w2_gradient_reaches_the_encoder_through_both_views(views):
 def test_align_w2_with_weight_0_lets_no_nan_through(views):
     method = _build(AlignW2(weight=0.0, **SMALL))
     output = method(views)
-    assert set(output.terms) == {"alignment"}
+    assert set(output.terms) == {"alignment_term"}
     torch.testing.assert_close(output.loss, alignment(*output.z))
 
 

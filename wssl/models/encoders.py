@@ -50,7 +50,7 @@ class BasicBlock(nn.Module):
         inner = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         return F.relu(inner + self.shortcut(x))
 
-# %% ../../nbs/6_models/encoders.ipynb #657aa684
+# %% ../../nbs/6_models/encoders.ipynb #d3805661
 class SmallResNet(nn.Module):
     "A residual network for small images: stem, stages of basic blocks that double the width and halve the resolution, global mean."
 
@@ -81,6 +81,7 @@ class SmallResNet(nn.Module):
         self,
         x: Tensor,  # Images (n, 3, H, W), normalised
     ) -> Tensor:  # Representations (n, out_dim)
+        x = x.contiguous(memory_format=torch.channels_last)  # the faster format on CPUs; the weights need not have it
         return self.stages(self.stem(x)).mean((2, 3))
 
 # %% ../../nbs/6_models/encoders.ipynb #6870e805
