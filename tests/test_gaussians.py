@@ -46,7 +46,10 @@ def test_w2_at_any_rank_against_singular_values(m, rank, seed):
 @given(st.integers(1, 10), st.integers(0, 2**16))
 def test_kl_and_bhattacharyya_against_torch_and_the_formula(m, seed):
     mean, cov, _ = moments(m, m + 5, seed)
-    p, q = MultivariateNormal(mean, cov), MultivariateNormal(torch.zeros(m, dtype=torch.float64), torch.eye(m, dtype=torch.float64) / m)
+    p, q = (
+        MultivariateNormal(mean, cov),
+        MultivariateNormal(torch.zeros(m, dtype=torch.float64), torch.eye(m, dtype=torch.float64) / m),
+    )
     assert gaussian_kl(mean, cov).item() == pytest.approx(kl_divergence(p, q).item(), rel=1e-8)
     s, c = (cov.numpy() + np.eye(m) / m) / 2, np.eye(m) / m
     logdet = [np.linalg.slogdet(x)[1] for x in (s, cov.numpy(), c)]
@@ -63,7 +66,13 @@ def test_gradient_is_the_derivative(distance):
 
 def test_gradient_at_rank_deficiency_repeats_and_optimum():
     m = 8
-    for diagonal in ([1 / m] * m, [0.25] * 4 + [0.0] * 4, [0.0] * m, [1.0] + [0.0] * 7, [0.5, 0.5 - 1e-16] + [1e-17] * 6):
+    for diagonal in (
+        [1 / m] * m,
+        [0.25] * 4 + [0.0] * 4,
+        [0.0] * m,
+        [1.0] + [0.0] * 7,
+        [0.5, 0.5 - 1e-16] + [1e-17] * 6,
+    ):
         for dtype in (torch.float64, torch.float32):
             mean = torch.zeros(m, dtype=dtype, requires_grad=True)
             cov = torch.diag(torch.tensor(diagonal, dtype=dtype)).requires_grad_()

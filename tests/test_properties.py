@@ -51,7 +51,9 @@ def test_sizes_of_violations_are_the_closed_forms():
     for batch, z in property_batches().items():
         weight = torch.pdist(z).square().mul(-2).exp().sum().item()
         line = result[(result.batch == batch) & (result.property == "ICC")].iloc[0]
-        assert line.violation == pytest.approx(math.log((4 * n * weight - 4 * weight + n * n - n) / (4 * n * weight - 2 * weight)), rel=1e-6)
+        assert line.violation == pytest.approx(
+            math.log((4 * n * weight - 4 * weight + n * n - n) / (4 * n * weight - 2 * weight)), rel=1e-6
+        )
         # feature cloning as printed: the same batch at t = 4, which looks more uniform
         line = result[(result.batch == batch) & (result.property == "FCC")].iloc[0]
         assert line.after == pytest.approx(uniformity(z, t=4.0, normalize=False).item(), rel=1e-9)
@@ -67,7 +69,11 @@ def test_w2_moves_by_the_closed_form():
     for batch in property_batches():
         before = table[table.batch == batch].before.iloc[0]
         after = math.sqrt(2 - (2 - before**2) / math.sqrt(2))
-        lines = table[(table.batch == batch) & (table.property.isin(["FCC re-normalised", "FBC"])) & (table.change != "1 zero feature more")]
+        lines = table[
+            (table.batch == batch)
+            & (table.property.isin(["FCC re-normalised", "FBC"]))
+            & (table.change != "1 zero feature more")
+        ]
         assert len(lines) == 2
         np.testing.assert_allclose(lines.after, after, rtol=1e-7)  # roots of rounded zeros
 
@@ -77,7 +83,10 @@ def test_one_bad_batch_is_enough_to_fail():
     seen = batches["clustered"].clone()
 
     def order_matters_there(z):
-        return float(z.shape[1] + (z[0, 0] if len(z) == 64 and torch.equal(z.sort(0).values[:, 0], seen.sort(0).values[:, 0]) else 0))
+        return float(
+            z.shape[1]
+            + (z[0, 0] if len(z) == 64 and torch.equal(z.sort(0).values[:, 0], seen.sort(0).values[:, 0]) else 0)
+        )
 
     result = check_properties(order_matters_there, batches=batches)
     assert not result.ipc

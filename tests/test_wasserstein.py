@@ -28,7 +28,10 @@ def draw(n, m, seed=0, rank=None, dtype=torch.float64):
     "Rows of a given rank before centring."
     source = torch.Generator().manual_seed(seed)
     rank = min(n, m) if rank is None else min(rank, n, m)
-    factors = torch.randn(n, rank, generator=source, dtype=torch.float64), torch.randn(rank, m, generator=source, dtype=torch.float64)
+    factors = (
+        torch.randn(n, rank, generator=source, dtype=torch.float64),
+        torch.randn(rank, m, generator=source, dtype=torch.float64),
+    )
     full = torch.randn(n, m, generator=source, dtype=torch.float64)
     return (full if rank == min(n, m) else factors[0] @ factors[1]).to(dtype)
 
@@ -45,7 +48,7 @@ def reference(z, normalize=True):
     grad = 2 / n * unit - 2 / math.sqrt(m * n) * u[:, :possible] @ vt[:possible]
     if normalize:
         grad = (grad - (grad * unit).sum(1, keepdims=True) * unit) / length
-    return value, torch.from_numpy(grad), s[possible - 1] / s[0] if possible else 0.0
+    return value, torch.from_numpy(grad), s[possible - 1] / s[0] if possible and s[0] > 0 else 0.0
 
 
 def gradient(z, **options):
@@ -63,15 +66,16 @@ def test_extremes(m):
     eye = torch.eye(m)
     for needs_grad in (False, True):
 
-        def w2(z):
+        def w2(z, needs_grad=needs_grad):
             return wasserstein_uniformity(z.clone().requires_grad_(needs_grad)).item()
 
         assert abs(w2(F.normalize(torch.randn(1, m)).repeat(50, 1)) - math.sqrt(2)) < 1e-6
         assert abs(w2(torch.cat([eye, -eye]))) < 1e-3
-        assert abs(w2(eye) - math.sqrt(2 / m)) < 1e-6
+        close = 5e-5 if needs_grad else 1e-6  # with a gradient the spectrum of a large matrix is float32's
+        assert abs(w2(eye) - math.sqrt(2 / m)) < close
         for r in {1, m // 2, m}:
             expected = math.sqrt(2 - 2 * math.sqrt(r / m))
-            assert abs(w2(torch.cat([eye[:r], -eye[:r]])) - expected) < (1e-3 if r == m else 1e-6)
+            assert abs(w2(torch.cat([eye[:r], -eye[:r]])) - expected) < (1e-3 if r == m else close)
 
 
 def test_simplex_is_the_best_that_m_rows_can_do():
@@ -159,7 +163,38 @@ def test_rotations_and_permutations_change_nothing(shape, seed):
     z = draw(*shape[:2], shape[3])
     turn = torch.linalg.qr(draw(z.shape[1], z.shape[1], seed))[0]
     order = torch.randperm(len(z), generator=torch.Generator().manual_seed(seed))
-    assert abs(wasserstein_uniformity(z, squared=True) - wasserstein_uniformity((z @ turn)[order], squared=True)) < 1e-10
+    assert (
+        abs(wasserstein_uniformity(z, squared=True) - wasserstein_uniformity((z @ turn)[order], squared=True)) < 1e-10
+    )
+
+
+def spectra(n, m):
+    "Rows whose spectrum is easy, steep, short, clustered, or far from the origin."
+    z, source, order = draw(n, m), torch.Generator().manual_seed(1), torch.arange(1, m + 1)
+    yield "uniform", z
+    yield "power 1", z * order**-0.5
+    yield "power 2", z * order**-1.0
+    yield "steep", z * 0.9**order
+    yield "half dead", z * (order <= m // 2)
+    yield "leaking", z * torch.where(order <= m // 2, 1, 1e-3)
+    yield "rank 16", draw(n, m, rank=16)
+    yield "clusters", draw(10, m)[torch.randint(10, (n,), generator=source)] + 0.05 * z
+    yield "cone", z + 3
+
+
+@pytest.mark.parametrize("shape", [(300, 100), (100, 300), (128, 128), (129, 128), (100, 99)])
+def test_float32_on_nine_spectra(shape):
+    "Above 64 dimensions the small matrix is float32's."
+    for name, z in spectra(*shape):
+        z = F.normalize(z).float()
+        expected, expected_grad, spread = reference(z)
+        value, grad = gradient(z, squared=True)
+        # these two have many singular values under 7e-4 of the largest, which the square of float32 cannot hold
+        assert abs(value - expected) < (1e-3 if name in ("steep", "leaking") else 5e-4), name
+        assert abs(wasserstein_uniformity(z, squared=True) - expected) < 1e-6, name
+        assert grad.norm() <= 2.01 / math.sqrt(shape[0]), name
+        if spread > 1e-3:
+            assert (grad - expected_grad).norm() < 2e-2 * expected_grad.norm(), name
 
 
 # --- gradients that must be finite ------------------------------------------------------------------------------------
@@ -243,9 +278,9 @@ def test_the_path_for_many_rows(monkeypatch, normalize, dtype):
     for tall in (True, False):
         monkeypatch.setattr(module, "_is_tall", lambda z, tall=tall: tall)
         results.append((*gradient(z, normalize=normalize), wasserstein_uniformity(z, normalize=normalize)))
-    loose = 1e-12 if dtype == torch.float64 else 1e-6
+    loose = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-3}[dtype]
     for long, short in zip(*results, strict=True):
-        assert (long - short).norm() <= loose + (1e-12 if dtype == torch.float64 else 2e-3) * short.norm() * (short.ndim > 0)
+        assert (long - short).norm() <= loose * short.norm()
     constant = torch.ones(9000, 12, dtype=dtype)
     monkeypatch.setattr(module, "_is_tall", lambda z: True)
     assert gradient(constant)[1].norm() == 0
@@ -432,7 +467,14 @@ def _ranks(cases, rank):
 
 
 def test_two_processes_are_one():
-    cases = [(30, 8, {}), (5, 40, {}), (20, 40, {}), (21, 40, {"squared": True}), (30, 8, {"normalize": False}), (30, 8, {"corrected": True})]
+    cases = [
+        (30, 8, {}),
+        (5, 40, {}),
+        (20, 40, {}),
+        (21, 40, {"squared": True}),
+        (30, 8, {"normalize": False}),
+        (30, 8, {"corrected": True}),
+    ]
     for case, (first, second) in zip(cases, zip(*run_ranks(_ranks, cases), strict=True), strict=True):
         rows, m, options = case
         z = draw(2 * rows, m)

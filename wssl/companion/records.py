@@ -6,7 +6,7 @@
 __all__ = ['VERDICTS', 'RESULT', 'data_dir', 'published', 'source_name', 'plain', 'write_record', 'write_claim', 'read_claims',
            'figures_text', 'number_text', 'write_run', 'read_runs', 'table_html', 'show_table']
 
-# %% ../../nbs/companion/records.ipynb #a556d623
+# %% ../../nbs/companion/records.ipynb #8755b0f6
 import json
 import math
 import re
@@ -15,22 +15,23 @@ from pathlib import Path, PurePath
 
 from ..core.checks import InputError, expect
 from ..core.environment import environment
-from ..core.paths import find_root, project_root, write_atomically
+from ..core.paths import find_root, write_atomically
 
-# %% ../../nbs/companion/records.ipynb #d5c71654
+# %% ../../nbs/companion/records.ipynb #4c882c42
 def data_dir(
     root=None,  # Folder of a checkout; None: the one that the working directory or the package lies in
 ) -> Path:  # Its `data` folder
     "The folder `data` of the checkout. Raises `InputError` outside one."
-    if root is None:
-        root = find_root()
-        expect(
-            root is not None,
-            "a checkout of wssl for its records (give one with --project PATH)",
-            f"none above {Path.cwd().name!r}",
-        )
-        return root / "data"
-    return project_root(root) / "data"
+    expect(
+        root is None or Path(root).is_dir(), "the folder of a checkout of wssl", f"{str(root)!r}, which is no folder"
+    )
+    found = find_root(root)
+    expect(
+        found is not None,
+        "a checkout of wssl (give one with --project PATH)",
+        f"{str(root or Path.cwd().name)!r}, with no settings.ini and nbs in it or above",
+    )
+    return found / "data"
 
 # %% ../../nbs/companion/records.ipynb #8928c397
 def published(

@@ -1,4 +1,21 @@
-"""Images in memory and their augmented views."""
+"""Images in memory, their augmented views, and embeddings whose collapse is known."""
 
 from wssl.data.images import Images, load_images, show_images
+from wssl.data.synthetic import (
+    LAWS,
+    append_zeros,
+    clone_features,
+    clone_rows,
+    clusters,
+    collapsed_gaussian,
+    cone,
+    constant_collapse,
+    cross_polytope,
+    isotropic_gaussian,
+    law,
+    live_dimensions,
+    one_hot,
+    power_law,
+    power_spectrum,
+)
 from wssl.data.views import DIGITS, PRESETS, SMALL, W2_PAPER, Augmentation, TwoViews, plain_view

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['CHUNK', 'gram', 'Moments']
 
-# %% ../../nbs/2_metrics/moments.ipynb #afd4c1dd
+# %% ../../nbs/2_metrics/moments.ipynb #c60da380
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,19 +14,21 @@ from ..core.checks import as_embeddings, check_finite, expect
 from ..core.collectives import all_reduce_sum, world_size
 from ..core.rows import widen
 
-# %% ../../nbs/2_metrics/moments.ipynb #18e1ad5d
+# %% ../../nbs/2_metrics/moments.ipynb #636f8c37
 def gram(
     x: Tensor,  # Shape (n, m), float32 or float64
 ) -> Tensor:  # Shape (m, m), symmetric
     "`x.T @ x`, on a processor at half the cost; no gradient."
     x = x.detach()
-    borrowed = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    return torch.from_numpy(x.numpy().T @ x.numpy()) if borrowed else x.T @ x
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return x.T @ x
+    with np.errstate(all="ignore"):  # infinite values are the caller's to find, without a warning
+        return torch.from_numpy(x.numpy().T @ x.numpy())
 
 # %% ../../nbs/2_metrics/moments.ipynb #1b960ffa
 CHUNK = 4096  # Rows multiplied at once
 
-# %% ../../nbs/2_metrics/moments.ipynb #95f4ac77
+# %% ../../nbs/2_metrics/moments.ipynb #3dfada62
 class Moments:
     "Count, mean and covariance of rows that arrive in pieces; memory is O(m^2)."
 
@@ -49,8 +52,7 @@ class Moments:
         new = Moments(self.m, self._mean.device)
         for chunk in z.split(CHUNK) if len(z) else ():
             chunk = prepare(chunk.double() if z.is_cuda else chunk)  # float64 is fast there, and TF32 would cost digits
-            near = new if new.count else self
-            new._absorb(*_chunk_moments(chunk, near._mean.to(chunk) if near.count else chunk.mean(0)))
+            new._absorb(*_chunk_moments(chunk))
         if not torch.isfinite(new._scatter).all():  # looks at m^2 numbers instead of n m
             check_finite(z, always=True)
         return self.merge(new)
@@ -104,9 +106,10 @@ class Moments:
     def __repr__(self):
         return f"Moments(m={self.m}, count={self.count:,})"
 
-# %% ../../nbs/2_metrics/moments.ipynb #e21014f3
-def _chunk_moments(chunk, shift):
-    "Count, mean and scatter of a chunk; the product is taken about `shift`, the sums in float64."
+# %% ../../nbs/2_metrics/moments.ipynb #5b4c5894
+def _chunk_moments(chunk):
+    "Count, mean and scatter of a chunk; the product is taken about a shift, the sums in float64."
+    shift = chunk[:: len(chunk) // 64 + 1].mean(0)
     rows = chunk - shift
     offset = rows.sum(0).double() / len(rows)
     return len(rows), shift.double() + offset, gram(rows).double().addr_(offset, offset, alpha=-len(rows))

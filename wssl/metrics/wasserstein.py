@@ -102,23 +102,24 @@ def _by_gram(rows, by_rows, total, group, solver):
     polar = inverse @ rows
     return variance, root - alpha.sqrt(), polar - polar.mean(0)
 
-# %% ../../nbs/2_metrics/wasserstein.ipynb #9f4f786a
+# %% ../../nbs/2_metrics/wasserstein.ipynb #5de13cbe
 def _statistics(z, group=None):
     "mean |z|^2 and tr Sigma^(1/2) of all rows, and sqrt(n) times the polar factor's local rows."
     n, m = z.shape
-    total = n * world_size(group)
+    total, rounding = n * world_size(group), torch.finfo(z.dtype).eps
     by_rows = total <= m
+    z = z.double() if z.device.type == "cpu" and min(total, m) <= 64 else z
     rows, mean = _centre(all_gather_rows(z, group)) if by_rows else _centre(z, group)
     if z.is_cuda and z.dtype == torch.float32:
         variance, root, polar = _by_products(rows, by_rows, total, group)
     else:
         variance, root, polar = _by_gram(rows, by_rows, total, group, _root_and_inverse)
     power = variance + mean.square().sum()
-    alive = variance > (2 * torch.finfo(z.dtype).eps) ** 2 * power
+    alive = variance > (2 * rounding) ** 2 * power
     polar = polar[rank(group) * n :][:n] if by_rows else polar
     return power, torch.where(alive, root, 0), torch.where(alive, polar, 0)
 
-# %% ../../nbs/2_metrics/wasserstein.ipynb #40566ef1
+# %% ../../nbs/2_metrics/wasserstein.ipynb #89f4bb67
 class _RootTrace(torch.autograd.Function):
     "mean |z|^2 and tr Sigma^(1/2); the gradient of the second is the polar factor. Differentiable once."
 
@@ -126,7 +127,7 @@ class _RootTrace(torch.autograd.Function):
     def forward(ctx, z, normalize, group):
         rows = _unit(z) if normalize else widen(z)
         power, root, polar = _statistics(rows, group)
-        ctx.save_for_backward(z, rows, polar)
+        ctx.save_for_backward(z, rows, polar.to(rows.dtype))
         ctx.normalize = normalize
         return power, root
 
@@ -140,7 +141,7 @@ class _RootTrace(torch.autograd.Function):
             grad = (2 * grad_power * rows + grad_root * polar) / len(z)
         return grad.to(z.dtype), None, None
 
-# %% ../../nbs/2_metrics/wasserstein.ipynb #152d5d4e
+# %% ../../nbs/2_metrics/wasserstein.ipynb #929c1393
 class _TallRootTrace(torch.autograd.Function):
     "`_RootTrace` of many rows, normalised and multiplied in chunks. Differentiable once."
 
@@ -154,7 +155,7 @@ class _TallRootTrace(torch.autograd.Function):
         alive = variance > (2 * torch.finfo(wide).eps) ** 2 * power
         ctx.save_for_backward(z, mean.to(wide), torch.where(alive, inverse, 0).to(wide))
         ctx.normalize, ctx.share = normalize, world_size(group) / moments.count
-        return power.to(wide), torch.where(alive, root, 0).to(wide)
+        return power, torch.where(alive, root, 0)
 
     @staticmethod
     @once_differentiable
@@ -306,18 +307,18 @@ def _correction(roots, n, m):
     f, weight = _marchenko_pastur(low, 128)
     return ((n / (n - 1)) ** 0.5 / (weight @ f)).item()
 
-# %% ../../nbs/2_metrics/wasserstein.ipynb #b561ca48
-def _safe_sqrt(x):
-    "Square root; a straight line below 4 rounding units, 0 below 0."
-    line = 4 * torch.finfo(x.dtype).eps
+# %% ../../nbs/2_metrics/wasserstein.ipynb #136ab85b
+def _safe_sqrt(x, dtype=None):
+    "Square root; a straight line below 4 rounding units of `dtype`, 0 below 0."
+    line = 4 * torch.finfo(dtype or x.dtype).eps
     return torch.where(x > line, x.clamp_min(line).sqrt(), x.clamp_min(0) / line**0.5)
 
-# %% ../../nbs/2_metrics/wasserstein.ipynb #73dd2ef1
-def _finish(value, squared, learning=False):
-    "W2 or its square from W2^2; a reading is never negative, a loss is left as it is."
-    return _safe_sqrt(value) if not squared else value if learning else value.clamp_min(0)
+# %% ../../nbs/2_metrics/wasserstein.ipynb #6277dee4
+def _finish(value, squared, learning=None):
+    "W2 or its square from W2^2. A reading is never negative; a loss, `learning` in some dtype, is left as it is."
+    return _safe_sqrt(value, learning) if not squared else value if learning else value.clamp_min(0)
 
-# %% ../../nbs/2_metrics/wasserstein.ipynb #ed0e7629
+# %% ../../nbs/2_metrics/wasserstein.ipynb #bf5e1ddc
 def wasserstein_uniformity(
     z,  # Embeddings (n, m), any floating-point type; as a loss both views may be stacked to (2n, m)
     normalize: bool = True,  # Divide each row by its length first
@@ -331,7 +332,7 @@ def wasserstein_uniformity(
     z = z if _is_tall(z) else check_finite(z)  # the chunked path looks at the moments instead
     total, m = len(z) * world_size(group), z.shape[1]
     expect(not corrected or total >= 2 * m, f"at least 2m = {2 * m} rows for the corrected form", f"{total}")
-    learning = z.requires_grad and torch.is_grad_enabled()
+    learning, dtype = z.requires_grad and torch.is_grad_enabled(), widen(z[:0]).dtype
     with torch.autocast(z.device.type, enabled=False):
         if corrected or not learning:
             total, power, roots = _reading(z, normalize, group)
@@ -341,7 +342,7 @@ def wasserstein_uniformity(
             power, root = (_TallRootTrace if in_chunks else _RootTrace).apply(z, normalize, group)
         if corrected:
             root = root * _correction(roots, total, m)  # a constant of the loss: no gradient
-        return _finish(_eq8(power, root, m), squared, learning).to(widen(z[:0]).dtype)
+        return _finish(_eq8(power, root, m), squared, dtype if learning else None).to(dtype)
 
 # %% ../../nbs/2_metrics/wasserstein.ipynb #9f11d620
 class WassersteinUniformity(Metric):
