@@ -4,6 +4,7 @@ import re
 from importlib import import_module
 
 import matplotlib
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
 
@@ -62,7 +63,7 @@ def test_checks_hold_for_the_exported_library(name, monkeypatch):
     finally:
         vars(module).clear()
         vars(module).update(before)
-        matplotlib.pyplot.close("all")
+        plt.close("all")
     assert ran, "a notebook that exports without a single check"
 
 
