@@ -7,7 +7,7 @@ from datetime import date
 
 import pandas as pd
 
-from tests.bench import augmentation, uniformity
+from tests.bench import augmentation, solvers, uniformity
 from tests.bench.harness import THREADS, ceilings, limit_threads
 from wssl.core.environment import environment
 from wssl.core.paths import project_root, write_atomically
@@ -19,6 +19,7 @@ TOPICS = {
         "Moments, rows a second; last column: how many times as long one pass in float64 takes",
         uniformity.moments,
     ),
+    "solvers": ("The two solvers of W2, forward and backward", solvers.measure),
     "augmentation": (
         "Views of images against torchvision",
         lambda ceiling, repeats: augmentation.measure(repeats=min(repeats, 5)),
