@@ -33,7 +33,9 @@ def measure(ceiling, repeats=15):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     solvers = {
         "products": lambda rows, by_rows, total: wasserstein._by_products(rows, by_rows, total, None),
-        "eigh": lambda rows, by_rows, total: wasserstein._by_gram(rows, by_rows, total, None, wasserstein._root_and_inverse),
+        "eigh": lambda rows, by_rows, total: wasserstein._by_gram(
+            rows, by_rows, total, None, wasserstein._root_and_inverse
+        ),
     }
     rows = []
     for n, m in SIZES:
