@@ -32,7 +32,9 @@ def reference(z, t=2.0, normalize=True):
 
 
 @settings(deadline=None)
-@given(st.integers(2, 40), st.integers(1, 20), st.integers(1, 50), st.floats(0.1, 60), st.integers(0, 2**16), st.booleans())
+@given(
+    st.integers(2, 40), st.integers(1, 20), st.integers(1, 50), st.floats(0.1, 60), st.integers(0, 2**16), st.booleans()
+)
 def test_value_and_gradient_in_float64(n, m, chunk, t, seed, normalize):
     a = rows(n, m, seed).requires_grad_()
     b = a.detach().clone().requires_grad_()
@@ -107,11 +109,17 @@ def test_a_far_mean_costs_no_digits():
     far = z + 1e6
     assert uniformity(far, normalize=False).item() == pytest.approx(reference(far, normalize=False).item(), rel=1e-9)
     moved = (z * 1e-2 + 1.0).float()
-    assert uniformity(moved, normalize=False).item() == pytest.approx(reference(moved, normalize=False).item(), rel=1e-6)
-    assert uniformity(moved).item() == pytest.approx(reference(moved).item(), abs=3e-7)  # what rounding the unit rows costs
+    assert uniformity(moved, normalize=False).item() == pytest.approx(
+        reference(moved, normalize=False).item(), rel=1e-6
+    )
+    assert uniformity(moved).item() == pytest.approx(
+        reference(moved).item(), abs=3e-7
+    )  # what rounding the unit rows costs
 
 
-@pytest.mark.parametrize("make", [torch.zeros, torch.ones, lambda *s: torch.cat([torch.zeros(1, s[1]), rows(s[0] - 1, s[1]).float()])])
+@pytest.mark.parametrize(
+    "make", [torch.zeros, torch.ones, lambda *s: torch.cat([torch.zeros(1, s[1]), rows(s[0] - 1, s[1]).float()])]
+)
 def test_gradient_is_bounded_where_rows_are_equal_or_zero(make):
     z = make(20, 5).requires_grad_()
     uniformity(z).backward()

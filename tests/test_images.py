@@ -267,6 +267,16 @@ def test_decoded_once_and_again_when_changed(tmp_path, monkeypatch):
     assert load_images("folder:pets", root=tmp_path).x[0].any()
 
 
+def test_a_renamed_class_is_seen(tmp_path):
+    write_folder(tmp_path / "pets", SPLIT_NAMES)
+    load_images("folder:pets", root=tmp_path)
+    for split in ("train", "test"):
+        (tmp_path / "pets" / split / "cat").rename(
+            tmp_path / "pets" / split / "ape"
+        )  # same files, sizes, times and order
+    assert load_images("folder:pets", root=tmp_path).classes == ("ape", "dog")
+
+
 def test_a_killed_decoding_leaves_no_half_cache(tmp_path, monkeypatch):
     write_folder(tmp_path / "pets", SPLIT_NAMES)
 

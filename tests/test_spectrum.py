@@ -43,7 +43,12 @@ def test_all_numbers_against_singular_values(n, m, rank, seed, center, normalize
     expected[: len(s)] = s**2 / n
     np.testing.assert_allclose(spectrum, expected, atol=1e-12 * max(1, expected[0]))
     if s.max() == 0:
-        assert stable_rank(z, center, normalize) == participation_ratio(z, center, normalize) == rankme(z, center, normalize) == 0
+        assert (
+            stable_rank(z, center, normalize)
+            == participation_ratio(z, center, normalize)
+            == rankme(z, center, normalize)
+            == 0
+        )
         return
     assert stable_rank(z, center, normalize).item() == pytest.approx((s**2).sum() / s.max() ** 2, rel=1e-9)
     assert participation_ratio(z, center, normalize).item() == pytest.approx((s**2).sum() ** 2 / (s**4).sum(), rel=1e-9)
@@ -94,7 +99,9 @@ def test_cookbook_values_under_cloning_padding_and_a_mean():
 def test_alpha_of_a_power_law(alpha, first, last):
     q = torch.linalg.qr(rows(300, 30))[0]
     q = torch.linalg.qr(q - q.mean(0))[0]
-    assert alpha_req(q * torch.arange(1, 31, dtype=torch.float64) ** (-alpha / 2), first, last).item() == pytest.approx(alpha, abs=1e-9)
+    assert alpha_req(q * torch.arange(1, 31, dtype=torch.float64) ** (-alpha / 2), first, last).item() == pytest.approx(
+        alpha, abs=1e-9
+    )
 
 
 def test_alpha_is_the_weighted_least_squares_slope():
@@ -114,7 +121,9 @@ def test_std_is_that_of_unit_rows():
 
 def test_many_rows_in_low_precision_are_read_in_float64():
     z = rows(70_000, 8, 2).half() + 4
-    np.testing.assert_allclose(singular_spectrum(z, True, False), singular_values(z, True, False) ** 2 / len(z), rtol=1e-9)
+    np.testing.assert_allclose(
+        singular_spectrum(z, True, False), singular_values(z, True, False) ** 2 / len(z), rtol=1e-9
+    )
 
 
 def test_metric_class_over_batches_merged():
@@ -132,7 +141,16 @@ def test_metric_class_over_batches_merged():
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")
-@pytest.mark.parametrize("call", [lambda: rankme(torch.zeros(4)), lambda: singular_spectrum(torch.full((4, 4), math.inf)), lambda: alpha_req(torch.ones(4, 4), 3, 3), lambda: RankMe(4).update(torch.ones(3, 5)), lambda: RankMe(4).compute()])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: rankme(torch.zeros(4)),
+        lambda: singular_spectrum(torch.full((4, 4), math.inf)),
+        lambda: alpha_req(torch.ones(4, 4), 3, 3),
+        lambda: RankMe(4).update(torch.ones(3, 5)),
+        lambda: RankMe(4).compute(),
+    ],
+)
 def test_bad_input(call):
     with pytest.raises(ValueError, match="^expected .*; received "):
         call()

@@ -67,15 +67,17 @@ def test_evaluation_is_of_the_checkpoint(whole):
     method = whole.load()
     train_images, test_images = loop.load_data(whole.config)
     measured = loop.evaluate(method, train_images, test_images, whole.config, spectrum=True)
-    assert measured == pytest.approx(whole.summary["final"], rel=1e-4)
+    expected = dict(whole.summary["final"])
+    assert measured.pop("spectrum") == pytest.approx(expected.pop("spectrum"), rel=1e-3, abs=1e-8)
+    assert measured == pytest.approx(expected, rel=1e-4)
 
 
 def test_same_seed_same_run_and_evaluation_does_not_disturb_it(whole, tmp_path):
     again = _train(SMALL, tmp_path / "again", eval_every=0)
-    assert [line["loss"] for line in again.history] == [line["loss"] for line in whole.history[1:]]
+    assert [line["loss"] for line in again.history[1:]] == [line["loss"] for line in whole.history[1:]]
     assert again.final["w2"] == whole.final["w2"]
     other = _train(SMALL, tmp_path / "other", seed=1, epochs=1, eval_every=0)
-    assert other.history[0]["loss"] != whole.history[1]["loss"]
+    assert other.history[1]["loss"] != whole.history[1]["loss"]
 
 
 KILLED = """
@@ -262,21 +264,18 @@ def test_too_few_images_for_a_batch(tmp_path):
 
 
 def test_training_imports_nothing_that_a_bare_machine_lacks(tmp_path):
-    """Python, torch, torchvision, numpy, scikit-learn, torchmetrics and safetensors are enough."""
+    """Nothing of [notebook] and [dev] is needed, and neither the companion nor the figures' libraries are loaded."""
     script = f"""
         import sys
-        class Block:
-            def find_spec(self, name, path=None, target=None):
-                if name.split(".")[0] in {{"pandas", "seaborn", "matplotlib", "IPython", "fastcore", "nbdev", "papermill", "nbformat", "nbclient", "tensorboard", "ot"}}:
-                    raise ImportError(name + " is blocked")
-        sys.meta_path.insert(0, Block())
+        absent = "IPython ipykernel fastcore nbdev execnb papermill nbformat nbclient nbconvert jupytext hypothesis ot"
+        sys.modules.update(dict.fromkeys(absent.split()))  # None: an import fails as if it were not installed
         from dataclasses import replace
         from wssl.training import TrainConfig, train
         import json
         config = TrainConfig.from_dict(json.loads({json.dumps(json.dumps(SMALL.to_dict()))}))
         run = train(replace(config, out={str(tmp_path / "run")!r}, epochs=1), say=None, events=False)
         assert run.final["knn"] > 0
-        assert not any(name.startswith("wssl.companion") for name in sys.modules)
+        assert not any(name.split(".")[0] == "seaborn" or name.startswith("wssl.companion") for name in sys.modules)
     """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

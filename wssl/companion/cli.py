@@ -227,7 +227,7 @@ def add_evaluate(parser, words=()):
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (default: auto)"
     )
 
-# %% ../../nbs/companion/cli.ipynb #8fb95f8a
+# %% ../../nbs/companion/cli.ipynb #add09520
 def run_evaluate(
     options,  # What the parser returned
 ) -> int:  # 0
@@ -240,7 +240,7 @@ def run_evaluate(
         "a run directory of `wssl train`",
         f"{options.run!r}, which {'is a file' if Path(options.run).exists() else 'does not exist'}",
     )
-    run = Run.read(options.run)
+    run = Run.read(Path(options.run).resolve())
     config = replace(run.config, root=options.root or run.config.root, device=options.device)
     device = pick_device(config.device)
     found = evaluate(run.load().to(device), *load_data(config, device), config)

@@ -67,7 +67,7 @@ class TrainConfig:
     weight_end: float | None = _option(
         None, "weight of the regularizer at the end, on a straight line [default: as at the start]"
     )
-    source: str = _option("digits", "images to train on [digits, synthetic, cifar10, folder:PATH, tar:PATH]")
+    source: str = _option("digits", "images to train on [digits, synthetic, folder:PATH, tar:PATH]")
     root: str | None = _option(None, "folder of downloads and of relative PATHs [default: data/cache]")
     per_class: int | None = _option(None, "training images of each class [images; default: all]")
     test_per_class: int | None = _option(None, "test images of each class [images; default: all]")

@@ -386,7 +386,7 @@ def _event_writer(out, step):
 
         return SummaryWriter(str(out), purge_step=step + 1)
 
-# %% ../../nbs/9_training/loop.ipynb #b605ccad
+# %% ../../nbs/9_training/loop.ipynb #763cb389
 def train(
     config: TrainConfig,
     say=print,  # Takes a line of text; None: say nothing
@@ -407,7 +407,7 @@ def train(
     optimizer = make_optimizer(method, config)
     state, history = _restore(out, method, optimizer, say)
     writer, spectrum = _event_writer(out, state["step"]) if events else None, None
-    for epoch in range(state["epoch"] if history else -1, config.epochs):
+    for epoch in range(state["epoch"] or -1, config.epochs):
         line = _epoch(method, optimizer, data, config, epoch, out, say)
         spectrum = line.pop("spectrum", None)
         history.append(line)

@@ -1,0 +1,260 @@
+"""The command line as a process sees it: exit codes, one sentence for bad input, and what it may import."""
+
+import subprocess
+import sys
+from importlib import metadata
+
+import numpy as np
+import pytest
+import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.checkout import ROOT
+from wssl.companion.cli import main
+from wssl.evaluation.sources import load_embeddings
+
+TINY = ["--per-class", "8", "--test-per-class", "4", "--epochs", "1", "--batch", "40", "--knn-k", "5"]
+
+
+def one_sentence(capsys, *words):
+    "The sentence of a command that exits with 2 and says nothing else."
+    code = main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    assert code == 2 and out == "" and err.count("\n") == 1 and "Traceback" not in err, (code, out, err)
+    assert err.startswith("wssl: expected ") and "; received " in err
+    return err
+
+
+@pytest.fixture
+def files(tmp_path):
+    "Files that somebody might really pass."
+    unit = torch.nn.functional.normalize(
+        torch.randn(200, 16, generator=torch.Generator().manual_seed(0)), dim=1
+    ).numpy()
+    np.save(tmp_path / "good.npy", unit)
+    np.save(tmp_path / "one_row.npy", unit[:1])
+    bad = unit.copy()
+    bad[3] = np.nan
+    np.save(tmp_path / "nan.npy", bad)
+    np.save(tmp_path / "maps.npy", np.zeros((4, 8, 8), dtype=np.float32))
+    np.save(tmp_path / "short.npy", unit[:150])
+    np.save(tmp_path / "labels.npy", np.arange(200) % 10)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("no array")
+    (tmp_path / "broken.npy").write_bytes((tmp_path / "good.npy").read_bytes()[:300])
+    return tmp_path
+
+
+@pytest.mark.parametrize(("name", "says"), [
+    ("missing.npy", "does not exist"), ("empty", "a file of embeddings"), ("one_row.npy", "at least 2 rows"), ("nan.npy", "finite"),
+    ("maps.npy", "shape (4, 8, 8)"), ("notes.txt", "notes.txt"), ("broken.npy", "broken.npy"), ("labels.npy", "shape (200,)"),
+])  # fmt: skip
+def test_diagnose_of_bad_files(files, capsys, name, says):
+    assert says in one_sentence(capsys, "diagnose", files / name)
+
+
+def test_diagnose_of_views_that_do_not_match(files, capsys):
+    assert "(200, 16) and (150, 16)" in one_sentence(
+        capsys, "diagnose", files / "good.npy", "--second", files / "short.npy"
+    )
+    assert "labels" in one_sentence(capsys, "diagnose", files / "short.npy", "--labels", files / "labels.npy")
+
+
+def test_diagnose_of_good_files(files, capsys):
+    command = [
+        "diagnose",
+        str(files / "good.npy"),
+        "--labels",
+        str(files / "labels.npy"),
+        "--json",
+        str(files / "out/found.json"),
+        "--html",
+        str(files / "out/found.html"),
+    ]
+    assert main(command) == 0
+    assert "W2" in capsys.readouterr().out and (files / "out/found.json").exists()
+    assert "data:image/png" in (files / "out/found.html").read_text()
+    assert main([*command, "--min-live", "0.5"]) == 0
+    dead = np.load(files / "good.npy") * (np.arange(16) < 4)
+    np.save(files / "dead.npy", dead)
+    assert main(["diagnose", str(files / "dead.npy"), "--min-live", "0.5"]) == 1
+    assert "of the dimensions alive" in capsys.readouterr().err
+
+
+def test_train_of_bad_sources(files, capsys):
+    broken = files / "images/cat"
+    broken.mkdir(parents=True)
+    for number in range(3):
+        (broken / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    for source, says in (
+        ("moon", "moon"),
+        (f"folder:{files / 'nowhere'}", "nowhere"),
+        (f"folder:{files / 'empty'}", "empty"),
+        (f"folder:{files / 'images'}", ".png"),
+        (f"tar:{files / 'good.npy'}", "good.npy"),
+    ):
+        assert says in one_sentence(capsys, "train", "--source", source, "--out", files / "run", *TINY)
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    (["--epochs", "0"], "epochs"), (["--epochs", "many"], "'many'"), (["--lr", "-1"], "lr"), (["--method", "mae"], "'mae'"), (["--speed", "3"], "--speed"),
+    (["--w2", "0.2", "--lu", "0.2"], "one of --w2 and --lu"), (["--w2", "0.2", "--weight", "1"], "--weight"), (["--method", "simclr", "--method.momentum", "1"], "--method.momentum"),
+    (["--method.temperature", "1", "--method", "byol"], "--method.temperature"), (["--w2", "nan"], "weight"),
+])  # fmt: skip
+def test_train_of_bad_options(capsys, tmp_path, words, says):
+    assert says in one_sentence(capsys, "train", "--out", tmp_path / "run", *words)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["evaluate", "nowhere"],
+        ["evaluate", "."],
+        ["companion", "--project", "nowhere"],
+        ["table", "--project", "nowhere"],
+        ["companion", "--only", "no_such_chapter"],
+        ["companion", "--workers", "0"],
+        ["paint"],
+        [],
+    ],
+)
+def test_other_commands(capsys, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    one_sentence(capsys, *words)
+
+
+def test_an_error_of_ours_is_not_hidden(monkeypatch):
+    import wssl.companion.cli as cli
+
+    def broken(options):
+        raise KeyError("ours")
+
+    monkeypatch.setitem(cli.COMMANDS, "table", (cli.add_table, broken, "broken"))
+    with pytest.raises(KeyError):
+        cli.main(["table"])
+
+
+@pytest.mark.parametrize("command", ["companion", "train", "evaluate", "diagnose", "table"])
+def test_help_explains_every_option(capsys, command):
+    assert main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    entries = [entry for entry in out.split("\n  -")[1:] if not entry.startswith("h, --help")]
+    for entry in entries:
+        assert len(entry.split()) > 3, f"no help for {entry}"
+    if command == "train":
+        assert "[epochs]" in out and "(default: 20)" in out
+
+
+def test_train_table_and_evaluate_as_processes(tmp_path):
+    def wssl(*words):
+        return subprocess.run([sys.executable, "-m", "wssl", *words], cwd=ROOT, capture_output=True, text=True)
+
+    run = wssl("train", "--method", "simclr", "--w2", "0.2", "--out", str(tmp_path / "run"), *TINY)
+    assert run.returncode == 0 and "summary.json" in run.stdout and "\r" not in run.stdout + run.stderr, run.stderr
+    found = wssl("evaluate", str(tmp_path / "run"))
+    assert found.returncode == 0 and "knn" in found.stdout, found.stderr
+    table = wssl("table")
+    assert (
+        table.returncode == 0 and "BYOL + W2" in table.stdout and "90.31" in table.stdout and "Cookbook" in table.stdout
+    )
+    missing = wssl("diagnose", "missing.npy")
+    assert missing.returncode == 2 and missing.stderr.count("\n") == 1
+
+
+def test_a_record_is_written_on_request(tmp_path, capsys):
+    from tests.checkout import make_checkout
+    from wssl.companion.records import read_runs
+
+    root = make_checkout(tmp_path / "checkout")
+    assert main(["train", "--out", str(tmp_path / "run"), "--record", "first", "--project", str(root), *TINY]) == 0
+    (record,) = read_runs("first", root)
+    assert (
+        record["method"] == "alignw2"
+        and record["source"] == "digits"
+        and {"final", "config", "history", "environment"} <= set(record)
+    )
+    assert str(tmp_path) not in str(record)
+
+
+def closure(names):
+    "Distributions that these need, themselves included."
+    found, waiting = set(), [canonicalize_name(name) for name in names]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        try:
+            needs = [Requirement(text) for text in metadata.requires(name) or []]
+        except metadata.PackageNotFoundError:
+            continue
+        waiting += [
+            canonicalize_name(need.name) for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})
+        ]
+    return found
+
+
+def test_training_needs_only_what_a_gpu_machine_has(tmp_path):
+    "`python -m wssl train` with every other installed package out of reach, and without metadata of wssl itself."
+    allowed = closure(
+        [
+            "torch",
+            "torchvision",
+            "numpy",
+            "scipy",
+            "scikit-learn",
+            "torchmetrics",
+            "safetensors",
+            "tensorboard",
+            "seaborn",
+        ]
+    )
+    owners = metadata.packages_distributions()
+    blocked = sorted(
+        top
+        for top, names in owners.items()
+        if top != "wssl" and not {canonicalize_name(name) for name in names} & allowed
+    )
+    assert {"papermill", "nbformat", "fastcore", "nbdev", "IPython"} <= set(blocked) and not {
+        "torch",
+        "pandas",
+        "PIL",
+        "matplotlib",
+    } & set(blocked)
+    code = f"""
+import importlib.metadata, runpy, sys
+blocked = set({blocked!r})
+class Hide:
+    "A finder that does not see what is out of reach (torch asks for some of it, and takes no for an answer)."
+    def __init__(self, finder): self.finder = finder
+    def __getattr__(self, name): return getattr(self.finder, name)
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in blocked else self.finder.find_spec(name, path, target)
+sys.meta_path = [Hide(finder) for finder in sys.meta_path]
+real = importlib.metadata.distribution
+def distribution(name):
+    if name == "wssl": raise importlib.metadata.PackageNotFoundError(name)
+    return real(name)
+importlib.metadata.distribution = distribution
+sys.argv = ["wssl", "train", "--method", "byol", "--lu", "0.1", "--out", {str(tmp_path / "run")!r}, *{TINY!r}]
+runpy.run_module("wssl", run_name="__main__", alter_sys=True)
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0 and (tmp_path / "run/summary.json").exists(), run.stderr[-2000:]
+
+
+def test_formats_agree(tmp_path):
+    "The same matrix through each format."
+    from safetensors.torch import save_file
+
+    z = torch.randn(6, 3)
+    (
+        np.save(tmp_path / "z.npy", z.numpy()),
+        np.savez(tmp_path / "z.npz", z.numpy()),
+        torch.save(z, tmp_path / "z.pt"),
+        save_file({"z": z}, tmp_path / "z.safetensors"),
+    )
+    for name in ("z.npy", "z.npz", "z.pt", "z.safetensors"):
+        assert torch.equal(load_embeddings(tmp_path / name), z)
