@@ -11,6 +11,7 @@ import nbformat
 import pytest
 
 from tests.checkout import ROOT
+from wssl.companion.readme import readme_text
 from wssl.companion.runner import find_notebooks
 from wssl.companion.stored import LIMIT, stale_outputs
 
@@ -127,3 +128,14 @@ def test_notebooks_are_small_and_name_no_machine():
                     if not kind.startswith("image")
                 )
                 assert not re.search(r"/(home|root|Users|tmp)/\w", text), f"{name}: {text[:200]}"
+
+
+def test_readme_is_the_tour():
+    "README.md is made from the stored outputs of nbs/index.ipynb (`make readme`)."
+    nb = nbformat.read(ROOT / "nbs/index.ipynb", 4)
+    text, figures = readme_text(nb)
+    assert (ROOT / "README.md").read_text().endswith(text)
+    assert len(figures) == len(list((ROOT / "nbs/_site").glob("readme-*.png")))
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" not in link and not link.startswith("#"):
+            assert (ROOT / link).exists(), link

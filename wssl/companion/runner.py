@@ -7,7 +7,7 @@ __all__ = ['READS_MEASURED', 'find_notebooks', 'declared', 'source_hash', 'tree_
            'kernel_env', 'warnings_in', 'failure_in', 'execute', 'say_outcome', 'outcome_file', 'kept_outcome', 'plan',
            'run_all', 'in_order_of_arrival', 'slowest']
 
-# %% ../../nbs/companion/runner.ipynb #42d1bedc
+# %% ../../nbs/companion/runner.ipynb #c01c20e2
 import ast
 import fnmatch
 import hashlib
@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -135,7 +136,7 @@ class LocalKernel(AsyncKernelManager):
         super().cleanup_connection_file()
         shutil.rmtree(getattr(self, "folder", ""), ignore_errors=True)
 
-# %% ../../nbs/companion/runner.ipynb #266673b2
+# %% ../../nbs/companion/runner.ipynb #29139034
 class Engine(NBClientEngine):
     "papermill's engine with local sockets, that leaves out cells marked `#| eval: false`."
 
@@ -151,7 +152,9 @@ class Engine(NBClientEngine):
             timeout=execution_timeout,
             startup_timeout=120,
         )
-        return client.execute(env=env)
+        return client.execute(
+            env=env, stderr=subprocess.DEVNULL
+        )  # what cells write comes as messages; the rest is the kernel talking to itself
 
 # %% ../../nbs/companion/runner.ipynb #5cb77ea1
 papermill_engines.register("wssl", Engine)
