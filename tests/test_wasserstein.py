@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import wssl
+from tests.bench import uniformity as uniformity_bench
 from tests.distributed import run_ranks
 from wssl.metrics import (
     WassersteinUniformity,
@@ -102,6 +103,13 @@ def test_against_scipy_and_pot(shape):
     assert abs(ours**2 - general) < 1e-6  # sqrtm keeps half the digits of a singular matrix
     pot = ot.gaussian.bures_wasserstein_distance(mean, np.zeros(m), cov + 1e-14 * np.eye(m), target)
     assert abs(ours - pot) < 1e-6
+
+
+def test_the_forms_in_circulation_agree():
+    "What the benchmark times computes the same number."
+    z = draw(80, 12)
+    for peer in (uniformity_bench.general_eig, uniformity_bench.symmetric_eigh):
+        assert abs(peer(z) - wasserstein_uniformity(z)) < 1e-12
 
 
 def test_gradient_of_a_distance_has_length_one_over_sqrt_n():
@@ -457,7 +465,8 @@ def test_metric_on_a_narrow_cone():
     assert abs(metric.compute() - reference(z)[0]) < 1e-9
 
 
-def _one_rank(rows, m, options, rank):
+def _one_rank(rows, m, options, tall, rank):
+    module._is_tall = lambda z: tall
     z = draw(2 * rows, m)[rank * rows :][:rows].clone().requires_grad_()
     loss = wasserstein_uniformity(z, group=wssl.WORLD, **options)
     loss.backward()
@@ -474,15 +483,17 @@ def _ranks(cases, rank):
 
 def test_two_processes_are_one():
     cases = [
-        (30, 8, {}),
-        (5, 40, {}),
-        (20, 40, {}),
-        (21, 40, {"squared": True}),
-        (30, 8, {"normalize": False}),
-        (30, 8, {"corrected": True}),
+        (30, 8, {}, False),
+        (30, 8, {}, True),
+        (5, 40, {}, False),
+        (20, 40, {}, False),
+        (21, 40, {"squared": True}, False),
+        (30, 8, {"normalize": False}, False),
+        (30, 8, {"normalize": False}, True),
+        (30, 8, {"corrected": True}, False),
     ]
     for case, (first, second) in zip(cases, zip(*run_ranks(_ranks, cases), strict=True), strict=True):
-        rows, m, options = case
+        rows, m, options, _ = case
         z = draw(2 * rows, m)
         value, grad = gradient(z, **options)
         for got in (first, second):
