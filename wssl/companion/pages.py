@@ -84,7 +84,7 @@ def math_html(
 # %% ../../nbs/companion/pages.ipynb #0825c787
 EQUATION = re.compile(r"\$\$(.+?)\$\$|(?<![\\$\w])\$(?![\s$])([^$`]*?[^\s\\$])\$(?![\w$])", re.S)
 
-# %% ../../nbs/companion/pages.ipynb #9126b5b7
+# %% ../../nbs/companion/pages.ipynb #48eb743c
 def take_out_math(
     text: str,  # Markdown
     found: list,  # Grows by the MathML of each equation
@@ -93,7 +93,7 @@ def take_out_math(
 
     def mark(equation):
         found.append(math_html(equation[1] or equation[2], block=equation[1] is not None))
-        return f"WSSLMATH{len(found) - 1}E"
+        return f"\ue000{len(found) - 1}\ue001"  # characters that no text has
 
     parts = re.split(r"(```.*?```|`[^`\n]*`)", text, flags=re.S)
     return "".join(part if position % 2 else EQUATION.sub(mark, part) for position, part in enumerate(parts))
@@ -175,7 +175,7 @@ def for_readers(
             cell.source = re.sub(r"\A(#\s*\|[^\n]*\n)+", "", cell.source)
     return nb
 
-# %% ../../nbs/companion/pages.ipynb #1555255c
+# %% ../../nbs/companion/pages.ipynb #dbb6fb02
 def notebook_page(
     nb,  # Executed notebook
     home: str = "../",  # Relative path of the folder that holds style.css and index.html
@@ -192,7 +192,7 @@ def notebook_page(
     body, _ = HTMLExporter(
         template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True
     ).from_notebook_node(nb)
-    body = re.sub(r"WSSLMATH(\d+)E", lambda mark: taken[int(mark[1])], body)
+    body = re.sub("\ue000(\\d+)\ue001", lambda mark: taken[int(mark[1])], body)
     return page_html(
         title_and_claim(nb)[0], f'<nav><a href="{home}index.html">All notebooks</a> {note}</nav>\n{body}', home
     )

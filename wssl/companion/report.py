@@ -102,7 +102,7 @@ TONES = {
     "not tried": "soft",
 }
 
-# %% ../../nbs/companion/report.ipynb #5652f7b3
+# %% ../../nbs/companion/report.ipynb #c5ccf729
 def with_math(
     text: str,  # Plain text with $TeX$
 ) -> str:  # HTML
@@ -110,7 +110,7 @@ def with_math(
     taken = []
     marked = html.escape(take_out_math(text, taken), quote=False)
     marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", marked)
-    return re.sub(r"WSSLMATH(\d+)E", lambda mark: taken[int(mark[1])], marked)
+    return re.sub("\ue000(\\d+)\ue001", lambda mark: taken[int(mark[1])], marked)
 
 # %% ../../nbs/companion/report.ipynb #4d079c7e
 def verdict_html(
