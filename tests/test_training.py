@@ -80,6 +80,16 @@ def test_same_seed_same_run_and_evaluation_does_not_disturb_it(whole, tmp_path):
     assert other.history[1]["loss"] != whole.history[1]["loss"]
 
 
+def test_every_draw_of_a_training_has_a_name_of_its_own(tmp_path, monkeypatch):
+    """Two steps that share a stream would see the same crops; two seeds that share one would not be two seeds."""
+    keys, real = [], loop.generator
+    monkeypatch.setattr(loop, "generator", lambda *key, **kwargs: keys.append(key) or real(*key, **kwargs))
+    for seed in (0, 1):
+        _train(SMALL, tmp_path / str(seed), seed=seed, epochs=2, eval_every=0)
+    drawn = [key for key in keys if "evaluation views" not in key]
+    assert len(drawn) == 2 * 2 * (1 + 3) and len(set(drawn)) == len(drawn)
+
+
 KILLED = """
     import json, os, signal, sys
     import wssl.training.loop as loop

@@ -148,6 +148,14 @@ def test_half_types_against_their_rounded_values(shape, half):
     assert grad.isfinite().all()
 
 
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_half_types_of_low_rank(half):
+    "Rounding fills the dead directions; there are many of them."
+    for shape in [(300, 128), (100, 300)]:
+        z = F.normalize(draw(*shape, rank=8)).to(half)
+        assert abs(gradient(z, squared=True)[0] - reference(z)[0]) < 5e-5
+
+
 @settings(max_examples=30, deadline=None)
 @given(shapes, st.integers(2, 4))
 def test_cloning_changes_nothing(shape, copies):
@@ -184,13 +192,11 @@ def spectra(n, m):
 
 @pytest.mark.parametrize("shape", [(300, 100), (100, 300), (128, 128), (129, 128), (100, 99)])
 def test_float32_on_nine_spectra(shape):
-    "Above 64 dimensions the small matrix is float32's."
     for name, z in spectra(*shape):
         z = F.normalize(z).float()
         expected, expected_grad, spread = reference(z)
         value, grad = gradient(z, squared=True)
-        # these two have many singular values under 7e-4 of the largest, which the square of float32 cannot hold
-        assert abs(value - expected) < (1e-3 if name in ("steep", "leaking") else 5e-4), name
+        assert abs(value - expected) < 5e-5, name  # also where many singular values lie under sqrt(eps) of the largest
         assert abs(wasserstein_uniformity(z, squared=True) - expected) < 1e-6, name
         assert grad.norm() <= 2.01 / math.sqrt(shape[0]), name
         if spread > 1e-3:
@@ -278,7 +284,7 @@ def test_the_path_for_many_rows(monkeypatch, normalize, dtype):
     for tall in (True, False):
         monkeypatch.setattr(module, "_is_tall", lambda z, tall=tall: tall)
         results.append((*gradient(z, normalize=normalize), wasserstein_uniformity(z, normalize=normalize)))
-    loose = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-3}[dtype]
+    loose = {torch.float64: 1e-10, torch.float32: 5e-4, torch.float16: 2e-3}[dtype]
     for long, short in zip(*results, strict=True):
         assert (long - short).norm() <= loose * short.norm()
     constant = torch.ones(9000, 12, dtype=dtype)

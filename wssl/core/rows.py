@@ -16,7 +16,7 @@ def widen(
     "`z` in float32 or wider."
     return z if z.dtype == torch.float64 else z.float()
 
-# %% ../../nbs/0_core/rows.ipynb #140a722e
+# %% ../../nbs/0_core/rows.ipynb #7dc284d3
 def normalize_rows(
     z: Tensor,  # Embeddings, shape (..., m), any floating-point type
     eps: float = 1e-12,  # Rows no longer than this are divided by it instead, and get no gradient
@@ -25,4 +25,4 @@ def normalize_rows(
     z = widen(z)
     length = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
     alive = length > eps
-    return torch.where(alive, z / torch.where(alive, length, 1), z.detach() / eps)
+    return torch.where(alive, z, z.detach()) / torch.where(alive, length, eps)

@@ -1,7 +1,17 @@
 """Alignment, uniformity, Wasserstein uniformity, moments, spectra, clusters, and the diagnosis that reads them."""
 
 from wssl.metrics.alignment_uniformity import Alignment, Uniformity, alignment, uniformity
+from wssl.metrics.diagnosis import Diagnosis, diagnose
 from wssl.metrics.moments import Moments
+from wssl.metrics.spectrum import (
+    RankMe,
+    alpha_req,
+    embedding_std,
+    participation_ratio,
+    rankme,
+    singular_spectrum,
+    stable_rank,
+)
 from wssl.metrics.wasserstein import (
     WassersteinUniformity,
     live_fraction,

@@ -38,36 +38,46 @@ def _alignment_rows(z1, z2, alpha, normalize):
     apart = squared > 0  # the root has no gradient at 0
     return torch.where(apart, torch.where(apart, squared, 1).pow(alpha / 2), 0)
 
-# %% ../../nbs/2_metrics/alignment_uniformity.ipynb #c36d4e2c
+# %% ../../nbs/2_metrics/alignment_uniformity.ipynb #584e55b5
 def _exponents(z, scaled, i, j, t, snap):
-    "-t ||z_i - z_j||^2 of a tile (two slices), with pairs i >= j left out; `scaled` is -t ||z||^2, `snap` the relative distance that counts as 0."
+    "-t ||z_i - z_j||^2 of a tile (two slices); `scaled` is -t ||z||^2, `snap` the relative distance that counts as 0."
     a, b = scaled[i, None], scaled[j]
     e = torch.addmm(b, z[i], z[j].T, alpha=2 * t).add_(a)
     if snap:
         e = torch.where(e > snap * (a + b), 0, e)
-    e.clamp_(max=0)
-    if i == j:
-        e.masked_fill_(torch.ones_like(e, dtype=torch.bool).tril_(), -math.inf)
-    return e
+    return e.clamp_(max=0)
 
-# %% ../../nbs/2_metrics/alignment_uniformity.ipynb #ebd7c5f1
+
+def _closest(z, scaled, tiles, t, snap):
+    "Largest exponent over the pairs i < j of `tiles`."
+    tops = [z.new_tensor(-math.inf)]
+    for i, j in tiles:
+        e = _exponents(z, scaled, i, j, t, snap)
+        tops.append((e.masked_fill_(torch.ones_like(e, dtype=torch.bool).tril_(), -math.inf) if i == j else e).amax())
+    return torch.stack(tops).amax()
+
+# %% ../../nbs/2_metrics/alignment_uniformity.ipynb #0f69df47
 def _pair_sums(z, tiles, t, exact, gradient):
     "(log of the sum of weights, its reference exponent, sum over j of w_ij, sum over j of w_ij z_j) over `tiles`."
     scaled = z.square().sum(1).mul_(-t)
     snap = 16 * torch.finfo(z.dtype).eps if exact else 0
-    top = z.new_zeros(())
-    if exact:  # the closest pair, so that no weight overflows and one of them is 1
-        top = torch.stack([_exponents(z, scaled, i, j, t, snap).amax() for i, j in tiles] or [top - math.inf]).amax()
+    top = _closest(z, scaled, tiles, t, snap) if exact else z.new_zeros(())  # the largest weight is 1
     total = torch.zeros((), dtype=torch.float64, device=z.device)
     degree, pull = (z.new_zeros(len(z)), torch.zeros_like(z)) if gradient else (None, None)
     for i, j in tiles:
-        w = _exponents(z, scaled, i, j, t, snap).sub_(top).exp_()
-        total += w.sum()
-        if gradient:
+        w = _exponents(z, scaled, i, j, t, snap)
+        w = (w.sub_(top) if exact else w).exp_()
+        if i == j:
+            w.triu_(1)  # each pair once, no row with itself
+        if not gradient:
+            total += w.sum()
+        else:
             degree[i] += w.sum(1)
             degree[j] += w.sum(0)
             pull[i].addmm_(w, z[j])
             pull[j].addmm_(w.T, z[i])
+    if gradient:  # each pair is in the degree of both its rows
+        total = degree.sum(dtype=torch.float64) / 2
     return total.log() + top, top, degree, pull
 
 # %% ../../nbs/2_metrics/alignment_uniformity.ipynb #32056e2e

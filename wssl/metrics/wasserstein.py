@@ -30,13 +30,24 @@ def _eigenvalue_roots(values):
     "Roots of ascending eigenvalues; those under rounding are 0."
     return torch.where(values > 4 * torch.finfo(values.dtype).eps * values[-1], values, 0).sqrt()
 
-# %% ../../nbs/2_metrics/wasserstein.ipynb #38f65da4
-def _root_and_inverse(cov):
-    "tr C^(1/2), and C^(-1/2) damped below tau."
+# %% ../../nbs/2_metrics/wasserstein.ipynb #0024bc05
+def _root_and_inverse(cov, x=None, n=1):
+    "tr C^(1/2), and C^(-1/2) damped below tau; with `x`, where C = x^T x / n, small eigenvalues are refined."
     values, vectors = torch.linalg.eigh(cov)
     tau = 5e-4 if cov.dtype == torch.float32 else 1e-7
-    half = (values.clamp_min(0) + tau**2 * values[-1]).clamp_min(torch.finfo(cov.dtype).tiny) ** -0.25
-    return _eigenvalue_roots(values).sum(), gram((vectors * half).T)
+    roots, vectors = (_eigenvalue_roots(values), vectors) if x is None else _refined(values, vectors, x, n)
+    half = (roots.square() + tau**2 * values[-1]).clamp_min(torch.finfo(cov.dtype).tiny) ** -0.25
+    return roots.sum(), gram((vectors * half).T)
+
+# %% ../../nbs/2_metrics/wasserstein.ipynb #2986c290
+def _refined(values, vectors, x, n):
+    "Roots of the eigenvalues and eigenvectors of C = x^T x / n, the small ones from x itself."
+    small = int((values < min(1e-4, 0.5 / len(values)) * values[-1]).sum())
+    if small == 0:
+        return values.clamp_min(0).sqrt(), vectors
+    ritz, turn = torch.linalg.eigh(gram((x @ vectors[:, :small]).double()) / n)
+    vectors = torch.cat([vectors[:, :small] @ turn.to(vectors.dtype), vectors[:, small:]], 1)
+    return torch.cat([ritz.clamp_min(0).to(values.dtype), values[small:]]).sqrt(), vectors
 
 # %% ../../nbs/2_metrics/wasserstein.ipynb #4b943ad7
 _SHORTEST = 1e-12  # Rows no longer than this are divided by it and get no gradient, as in `normalize_rows`
@@ -89,33 +100,35 @@ def _reading(z, normalize=True, group=None):
         cov = gram(rows.T) / total
     return total, cov.trace() + mean.square().sum(), _eigenvalue_roots(torch.linalg.eigvalsh(cov))
 
-# %% ../../nbs/2_metrics/wasserstein.ipynb #a5048e7e
+# %% ../../nbs/2_metrics/wasserstein.ipynb #8efbb8d5
 def _by_gram(rows, by_rows, total, group, solver):
     "Variance, tr Sigma^(1/2), and sqrt(n) times the polar factor of centred `rows`, from the smaller Gram matrix."
     cov = (gram(rows.T) if by_rows else all_reduce_sum(gram(rows), group)) / total
     variance = cov.diagonal().sum()
     if not by_rows:
-        root, inverse = solver(cov)
+        # several processes refine nothing: the number of small eigenvalues must not differ between them
+        root, inverse = solver(
+            cov, rows if world_size(group) == 1 and not torch.compiler.is_compiling() else None, total
+        )
         return variance, root, rows @ inverse
     alpha = variance / total
-    root, inverse = solver(cov + alpha / total)
+    root, inverse = solver(cov + alpha / total, None if torch.compiler.is_compiling() else rows.T, total)
     polar = inverse @ rows
     return variance, root - alpha.sqrt(), polar - polar.mean(0)
 
-# %% ../../nbs/2_metrics/wasserstein.ipynb #5de13cbe
+# %% ../../nbs/2_metrics/wasserstein.ipynb #9f4f786a
 def _statistics(z, group=None):
     "mean |z|^2 and tr Sigma^(1/2) of all rows, and sqrt(n) times the polar factor's local rows."
     n, m = z.shape
-    total, rounding = n * world_size(group), torch.finfo(z.dtype).eps
+    total = n * world_size(group)
     by_rows = total <= m
-    z = z.double() if z.device.type == "cpu" and min(total, m) <= 64 else z
     rows, mean = _centre(all_gather_rows(z, group)) if by_rows else _centre(z, group)
     if z.is_cuda and z.dtype == torch.float32:
         variance, root, polar = _by_products(rows, by_rows, total, group)
     else:
         variance, root, polar = _by_gram(rows, by_rows, total, group, _root_and_inverse)
     power = variance + mean.square().sum()
-    alive = variance > (2 * rounding) ** 2 * power
+    alive = variance > (2 * torch.finfo(z.dtype).eps) ** 2 * power
     polar = polar[rank(group) * n :][:n] if by_rows else polar
     return power, torch.where(alive, root, 0), torch.where(alive, polar, 0)
 
@@ -212,8 +225,8 @@ def _polar(rows):
         x = a * x + x @ (b * square + c * fourth)
     return x if tall is rows else x.T
 
-# %% ../../nbs/2_metrics/wasserstein.ipynb #bd4fb839
-def _root_and_inverse_by_products(cov):
+# %% ../../nbs/2_metrics/wasserstein.ipynb #0d92beb0
+def _root_and_inverse_by_products(cov, *_):
     "tr C^(1/2) and C^(-1/2), damped below 3e-3, by a Cholesky factor and products: nothing waits for the device."
     top = torch.linalg.vector_norm(cov @ cov).sqrt().clamp_min(torch.finfo(cov.dtype).tiny)  # close above lambda_max
     eye = torch.eye(len(cov), dtype=cov.dtype, device=cov.device)
