@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['ALPHABETS', 'IRREGULAR', 'EQUATION', 'STYLE', 'letter', 'math_html', 'take_out_math', 'style_sheet',
-           'title_and_claim', 'page_html', 'for_readers', 'notebook_page']
+           'title_and_claim', 'page_html', 'for_readers', 'exporter', 'notebook_page']
 
-# %% ../../nbs/companion/pages.ipynb #d35e9008
+# %% ../../nbs/companion/pages.ipynb #00aa36fd
 import copy
 import html
 import re
+from functools import cache
 
 from ..core.checks import InputError
 
@@ -59,12 +60,15 @@ def letter(
     code = ALPHABETS[kind] + (ord(name) - ord("A") if name.isupper() else ord(name) - ord("a") + 26)
     return IRREGULAR.get(code, chr(code))
 
-# %% ../../nbs/companion/pages.ipynb #d44769d0
+# %% ../../nbs/companion/pages.ipynb #c9fc6d8e
 def math_html(
     tex: str,  # TeX without dollar signs
     block: bool = False,  # A line of its own
 ) -> str:  # MathML, or the source where the translation fails
     "An equation as a browser sets it."
+    tex = tex.replace(r"\arg", r"\operatorname{arg}").replace(
+        r"\!", ""
+    )  # negative space, which MathML has no element for
     tex = re.sub(r"\\(begin|end)\{(aligned|split|gathered|align)\}", r"\\\1{align*}", tex)
     tex = re.sub(
         r"\\(tag|label)\{[^}]*\}", lambda found: rf"\qquad({found[0][5:-1]})" if found[1] == "tag" else "", tex
@@ -84,7 +88,7 @@ def math_html(
 # %% ../../nbs/companion/pages.ipynb #0825c787
 EQUATION = re.compile(r"\$\$(.+?)\$\$|(?<![\\$\w])\$(?![\s$])([^$`]*?[^\s\\$])\$(?![\w$])", re.S)
 
-# %% ../../nbs/companion/pages.ipynb #9126b5b7
+# %% ../../nbs/companion/pages.ipynb #48eb743c
 def take_out_math(
     text: str,  # Markdown
     found: list,  # Grows by the MathML of each equation
@@ -93,17 +97,17 @@ def take_out_math(
 
     def mark(equation):
         found.append(math_html(equation[1] or equation[2], block=equation[1] is not None))
-        return f"WSSLMATH{len(found) - 1}E"
+        return f"\ue000{len(found) - 1}\ue001"  # characters that no text has
 
     parts = re.split(r"(```.*?```|`[^`\n]*`)", text, flags=re.S)
     return "".join(part if position % 2 else EQUATION.sub(mark, part) for position, part in enumerate(parts))
 
-# %% ../../nbs/companion/pages.ipynb #14708ee1
+# %% ../../nbs/companion/pages.ipynb #d3aaa683
 STYLE = """
 :root { --text:#1d1d1f; --soft:#6a6a70; --line:#dedee3; --ground:#fff; --card:#f7f7f9; --accent:#0a5fa8; --good:#1b7a3d; --bad:#b3261e; --mid:#8a5a00; color-scheme: light dark; }
 @media (prefers-color-scheme: dark) { :root { --text:#e8e8ea; --soft:#9a9aa2; --line:#3a3a40; --ground:#161618; --card:#202024; --accent:#7ab8f5; --good:#6fcf8d; --bad:#ff8a80; --mid:#e6b450; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.5rem 5rem; max-width: 60rem; background: var(--ground); color: var(--text); font: 16px/1.55 system-ui, sans-serif; }
+body { margin: 0 auto; padding: 2rem 1.5rem 5rem; max-width: 68rem; background: var(--ground); color: var(--text); font: 16px/1.55 system-ui, sans-serif; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: .6rem 0; } h2 { margin: 2.4rem 0 .6rem; font-size: 1.3rem; } h3 { margin: 1.6rem 0 .4rem; font-size: 1.05rem; }
 a { color: var(--accent); text-decoration: none; } a:hover { text-decoration: underline; } a.anchor-link { visibility: hidden; }
 blockquote { margin: .6rem 0 1.2rem; padding: .1rem 1rem; border-left: 3px solid var(--accent); color: var(--soft); }
@@ -118,7 +122,7 @@ nav, .soft { color: var(--soft); font-size: .9rem; } .good { color: var(--good);
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem; align-items: start; } .card { border: 1px solid var(--line); border-radius: 8px; overflow: hidden; background: var(--card); display: flex; flex-direction: column; }
 .card .picture { background: #fff; height: 9.5rem; display: flex; align-items: center; justify-content: center; border-bottom: 1px solid var(--line); } .card .picture img { max-height: 100%; border-radius: 0; padding: .4rem; } .card .none { background: var(--card); color: var(--line); font-size: 2.4rem; }
 .card .words { padding: .7rem .9rem .8rem; display: flex; flex-direction: column; gap: .3rem; flex: 1; } .card p { margin: 0; font-size: .87rem; color: var(--soft); } .card strong a { color: var(--text); } .card .foot { margin-top: auto; font-size: .8rem; }
-.chip { display: inline-block; border: 1px solid currentColor; border-radius: 9px; padding: 0 .5rem; font-size: .78rem; white-space: nowrap; } td.number { text-align: right; } details summary { cursor: pointer; color: var(--accent); }
+.chip { display: inline-block; border: 1px solid currentColor; border-radius: 9px; padding: 0 .5rem; font-size: .78rem; white-space: nowrap; } td.number { text-align: right; } td.name { white-space: nowrap; } td details { max-width: 34rem; } nav.top { margin: 1rem 0; } details summary { cursor: pointer; color: var(--accent); }
 """
 
 # %% ../../nbs/companion/pages.ipynb #705dce87
@@ -175,7 +179,13 @@ def for_readers(
             cell.source = re.sub(r"\A(#\s*\|[^\n]*\n)+", "", cell.source)
     return nb
 
-# %% ../../nbs/companion/pages.ipynb #1555255c
+# %% ../../nbs/companion/pages.ipynb #a1d30169
+@cache
+def exporter() -> HTMLExporter:
+    "nbconvert's plain template; kept, since reading it takes longer than a page."
+    return HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
+
+# %% ../../nbs/companion/pages.ipynb #7c65594c
 def notebook_page(
     nb,  # Executed notebook
     home: str = "../",  # Relative path of the folder that holds style.css and index.html
@@ -189,10 +199,8 @@ def notebook_page(
         for output in cell.get("outputs", []):
             if "text/latex" in output.get("data", {}):
                 output.data["text/html"] = math_html(output.data.pop("text/latex").strip("$ \n"), block=True)
-    body, _ = HTMLExporter(
-        template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True
-    ).from_notebook_node(nb)
-    body = re.sub(r"WSSLMATH(\d+)E", lambda mark: taken[int(mark[1])], body)
+    body, _ = exporter().from_notebook_node(nb)
+    body = re.sub("\ue000(\\d+)\ue001", lambda mark: taken[int(mark[1])], body)
     return page_html(
         title_and_claim(nb)[0], f'<nav><a href="{home}index.html">All notebooks</a> {note}</nav>\n{body}', home
     )

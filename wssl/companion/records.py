@@ -151,7 +151,7 @@ def read_claims(
     ledger = claims.merge(measured, on="id", how="left").astype({"verdict": object, "notebook": object, "note": object})
     return ledger.fillna({"verdict": "not tried", "notebook": "", "note": "", "tried at": ""})
 
-# %% ../../nbs/companion/records.ipynb #12cc036c
+# %% ../../nbs/companion/records.ipynb #69f70a75
 def figures_text(
     figures,  # The figures of a claim record, or nothing
 ) -> str:  # "gain -0.1 ± 0.02"
@@ -166,7 +166,7 @@ def figures_text(
             return " ".join(map(one, value)) if len(value) <= 4 else f"{one(value[0])} … {one(value[-1])}"
         return number_text(value) if isinstance(value, float) else str(value)
 
-    return "; ".join(f"{name} {one(value)}" for name, value in figures.items()) if isinstance(figures, dict) else ""
+    return "; ".join(f"{name}: {one(value)}" for name, value in figures.items()) if isinstance(figures, dict) else ""
 
 # %% ../../nbs/companion/records.ipynb #bd4d87ad
 def number_text(

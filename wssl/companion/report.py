@@ -102,7 +102,7 @@ TONES = {
     "not tried": "soft",
 }
 
-# %% ../../nbs/companion/report.ipynb #5652f7b3
+# %% ../../nbs/companion/report.ipynb #c5ccf729
 def with_math(
     text: str,  # Plain text with $TeX$
 ) -> str:  # HTML
@@ -110,7 +110,7 @@ def with_math(
     taken = []
     marked = html.escape(take_out_math(text, taken), quote=False)
     marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", marked)
-    return re.sub(r"WSSLMATH(\d+)E", lambda mark: taken[int(mark[1])], marked)
+    return re.sub("\ue000(\\d+)\ue001", lambda mark: taken[int(mark[1])], marked)
 
 # %% ../../nbs/companion/report.ipynb #4d079c7e
 def verdict_html(
@@ -152,20 +152,26 @@ def card(
         f'<div class="foot">{verdict_html(entry, ledger)} <span class="soft">· {entry["seconds"]:.1f} s{" · full" * (entry["mode"] == "full")}</span>{"<br>" + files if files else ""}</div></div></div>'
     )
 
-# %% ../../nbs/companion/report.ipynb #c58cd071
+# %% ../../nbs/companion/report.ipynb #87f05e14
 def frame_html(
     df,  # DataFrame
 ) -> str:  # HTML
-    "A table of the index: numbers to the right, verdicts in colour."
+    "A table of the index: numbers to the right, verdicts in colour, long lists folded."
 
     def cell(value):
         if isinstance(value, float) or value is pd.NA:
             return f'<td class="number">{"–" if pd.isna(value) else number_text(value)}</td>'
         if isinstance(value, int):
             return f'<td class="number">{value}</td>'
+        if value in TONES:
+            return f'<td><span class="chip {TONES[value]}">{value}</span></td>'
+        if re.fullmatch(r"(W2|[A-Z]{2})-\d+|\S+ ± \S+", str(value)):
+            return f'<td class="name">{value}</td>'
+        first, _, rest = str(value).partition("; ")
+        long = len(rest) > 120
         return (
-            f'<td><span class="chip {TONES[value]}">{value}</span></td>'
-            if value in TONES
+            f"<td><details><summary>{with_math(first)}</summary>{with_math(rest)}</details></td>"
+            if long
             else f"<td>{with_math(str(value))}</td>"
         )
 
@@ -190,7 +196,7 @@ def summary_html(
         f'<span class="soft">{where}; Python {here["python"]}, torch {here["torch"]}, commit {here["commit"] or "unknown"}; {datetime.now():%Y-%m-%d %H:%M}.</span></p>'
     )
 
-# %% ../../nbs/companion/report.ipynb #9f2b0398
+# %% ../../nbs/companion/report.ipynb #99b3277d
 def ledger_html(
     root,  # Folder of a checkout
 ) -> str:  # HTML
@@ -200,19 +206,19 @@ def ledger_html(
     beside = beside_published(root)
     measured, owed = beside[beside["seeds"] > 0], beside[beside["seeds"] == 0]
     parts = [
-        "<h2>Claims</h2>",
+        '<h2 id="claims">Claims</h2>',
         '<p class="soft">What the four works claim, and what came of it here. "At this scale": a small encoder and few epochs stand in for the paper\'s runs.</p>',
         frame_html(ledger_counts(ledger)),
         frame_html(tried) if len(tried) else "<p>No claim has a record yet.</p>",
         f"<details><summary>{len(rest)} claims not tried yet</summary>{frame_html(rest)}</details>",
-        "<h2>Measured beside published</h2>",
+        '<h2 id="measured">Measured beside published</h2>',
         '<p class="soft">Table 2 of Fang et al. (2024), CIFAR-10, one seed, against runs recorded here: mean ± standard deviation over seeds. Images, encoder and epochs differ; differences within one side compare.</p>',
         frame_html(measured) if len(measured) else "<p>No run of these methods is recorded yet.</p>",
         f"<details><summary>{len(owed)} rows of the table without a run</summary>{frame_html(owed[owed.columns[:5]])}</details>",
     ]
     return "\n".join(parts)
 
-# %% ../../nbs/companion/report.ipynb #5353395e
+# %% ../../nbs/companion/report.ipynb #91a55e05
 def write_report(
     root,  # Folder of a checkout
     out,  # The companion's folder, with the executed copies
@@ -233,11 +239,18 @@ def write_report(
             *(f"<li>{html.escape(entry['notebook'])}: {verdict_html(entry, ledger)}</li>" for entry in failed),
             "</ul>",
         ]
-    parts.append(ledger_html(root))
-    for folder, name in CHAPTERS.items():
-        inside = [
-            card(entry, ledger) for entry in entries if entry["notebook"].rpartition("/")[0].split("/")[0] == folder
-        ]
+    chapters = {
+        name: [card(entry, ledger) for entry in entries if entry["notebook"].rpartition("/")[0].split("/")[0] == folder]
+        for folder, name in CHAPTERS.items()
+    }
+    links = {"claims": "Claims", "measured": "Measured beside published"} | {
+        name.lower(): name for name in chapters if chapters[name]
+    }
+    parts += [
+        '<nav class="top">' + " · ".join(f'<a href="#{mark}">{name}</a>' for mark, name in links.items()) + "</nav>",
+        ledger_html(root),
+    ]
+    for name, inside in chapters.items():
         if inside:
-            parts += [f"<h2>{name}</h2>", '<div class="cards">', *inside, "</div>"]
+            parts += [f'<h2 id="{name.lower()}">{name}</h2>', '<div class="cards">', *inside, "</div>"]
     return write_atomically(out / "index.html", page_html("wssl, the companion", "\n".join(parts), ""))
