@@ -6,7 +6,7 @@
 __all__ = ['null_law', 'uniformity_floor', 'uniformity_zscore', 'live_fraction', 'wasserstein_uniformity',
            'WassersteinUniformity']
 
-# %% ../../nbs/2_metrics/wasserstein.ipynb #bc14ac03
+# %% ../../nbs/2_metrics/wasserstein.ipynb #2091567a
 import math
 from functools import lru_cache
 
@@ -18,7 +18,7 @@ from torchmetrics import Metric
 from ..core.checks import as_embeddings, check_finite, expect
 from ..core.collectives import all_gather_rows, all_reduce_sum, rank, world_size
 from ..core.rows import normalize_rows, widen
-from .moments import CHUNK, Moments, gram
+from .moments import CHUNK, Moments, gram, in_spans
 
 # %% ../../nbs/2_metrics/wasserstein.ipynb #7f939ae1
 def _eq8(power, root, m):
@@ -49,7 +49,7 @@ def _refined(values, vectors, x, n):
     vectors = torch.cat([vectors[:, :small] @ turn.to(vectors.dtype), vectors[:, small:]], 1)
     return torch.cat([ritz.clamp_min(0).to(values.dtype), values[small:]]).sqrt(), vectors
 
-# %% ../../nbs/2_metrics/wasserstein.ipynb #4b943ad7
+# %% ../../nbs/2_metrics/wasserstein.ipynb #25cde730
 _SHORTEST = 1e-12  # Rows no longer than this are divided by it and get no gradient, as in `normalize_rows`
 
 
@@ -58,16 +58,16 @@ def _lengths(z):
     return torch.linalg.vector_norm(z, dim=1, keepdim=True)
 
 
-def _unit(z):
+def _unit(z, out=None):
     "`normalize_rows`, of which no gradient is asked."
     z = widen(z)
-    return z / _lengths(z).clamp_min(_SHORTEST)
+    return torch.div(z, _lengths(z).clamp_min(_SHORTEST), out=out)
 
-# %% ../../nbs/2_metrics/wasserstein.ipynb #5ba19b0c
-def _before_unit(grad, rows, z):
+# %% ../../nbs/2_metrics/wasserstein.ipynb #cd972189
+def _before_unit(grad, rows, z, work=None):
     "Gradient with respect to `z` from that with respect to `rows = _unit(z)`, in place."
     lengths = _lengths(widen(z))
-    along = (grad * rows).sum(1, keepdim=True)
+    along = torch.mul(grad, rows, out=work).sum(1, keepdim=True)
     return grad.addcmul_(rows, along, value=-1).mul_(torch.where(lengths > _SHORTEST, 1 / lengths, 0))
 
 # %% ../../nbs/2_metrics/wasserstein.ipynb #da8e9cbd
@@ -154,7 +154,7 @@ class _RootTrace(torch.autograd.Function):
             grad = (2 * grad_power * rows + grad_root * polar) / len(z)
         return grad.to(z.dtype), None, None
 
-# %% ../../nbs/2_metrics/wasserstein.ipynb #929c1393
+# %% ../../nbs/2_metrics/wasserstein.ipynb #feaa1cda
 class _TallRootTrace(torch.autograd.Function):
     "`_RootTrace` of many rows, normalised and multiplied in chunks. Differentiable once."
 
@@ -175,10 +175,16 @@ class _TallRootTrace(torch.autograd.Function):
     def backward(ctx, grad_power, grad_root):
         z, mean, inverse = ctx.saved_tensors
         inverse, pull, grad = inverse * (grad_root * ctx.share), 2 * grad_power * ctx.share, torch.empty_like(z)
-        for chunk, out in zip(z.split(CHUNK // 4), grad.split(CHUNK // 4), strict=True):
-            rows = _unit(chunk) if ctx.normalize else widen(chunk)
-            slope = (rows - mean) @ inverse
-            out.copy_(_before_unit(slope, rows, chunk) if ctx.normalize else slope + pull * rows)
+
+        def fill(z, grad):
+            memory = inverse.new_empty(3, CHUNK // 4, z.shape[1])  # asked for once, not for every chunk
+            for chunk, out in zip(z.split(CHUNK // 4), grad.split(CHUNK // 4), strict=True):
+                rows, slope, work = memory[:, : len(chunk)]
+                rows = _unit(chunk, rows) if ctx.normalize else rows.copy_(chunk)
+                torch.mm(torch.sub(rows, mean, out=work), inverse, out=slope)
+                out.copy_(_before_unit(slope, rows, chunk, work) if ctx.normalize else slope.add_(pull * rows))
+
+        in_spans(fill, z, grad)
         return grad, None, None
 
 # %% ../../nbs/2_metrics/wasserstein.ipynb #3f0ae229
