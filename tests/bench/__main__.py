@@ -41,9 +41,13 @@ def main():
     print(f"{THREADS} threads, load {load:.1f} before the start; ceilings: {machine}\n", flush=True)
     for topic in options.topics or TOPICS:
         title, measure = TOPICS[topic]
-        results[topic] = {"rows": measure(ceiling, options.repeats), "ceilings": ceiling, "load before": round(load, 2)}
+        rows = []
+        for row in measure(ceiling, options.repeats):
+            rows.append(row)
+            print(f"  {topic} {len(rows)}: {', '.join(f'{key} {value}' for key, value in row.items())}", flush=True)
+        results[topic] = {"rows": rows, "ceilings": ceiling, "load before": round(load, 2)}
         results[topic].update(threads=THREADS, environment=environment(), date=date.today().isoformat())
-        print(f"{title}\n{pd.DataFrame(results[topic]['rows']).to_string(index=False, na_rep='')}\n", flush=True)
+        print(f"\n{title}\n{pd.DataFrame(results[topic]['rows']).to_string(index=False, na_rep='')}\n", flush=True)
     if options.record:
         path = project_root() / "data" / "measured" / "bench.json"
         before = json.loads(path.read_text()) if path.exists() else {}

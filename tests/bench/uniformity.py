@@ -78,18 +78,17 @@ def loss_row(n, m, ceiling, peers, repeats):
 def losses(ceiling, repeats=15):
     """Rows: milliseconds of W2 forward and backward, as a multiple of its floor, and how many times as long each peer takes."""
     pairs = {"L_U pdist": pdist_uniformity, "L_U chunked": uniformity}
-    rows = []
     for n, m in SIZES:
         peers = {"general eig": general_eig, "eigh": symmetric_eigh, **(pairs if n < 10_000 else {})}
         if (n, m) == (256, 2048):
             peers.pop("general eig")  # repeated zero eigenvalues: its gradient is noise, after seven seconds
-        rows.append(loss_row(n, m, ceiling, peers, repeats))
-    return rows + [loss_row(n, m, ceiling, pairs, repeats) for n, m in AGAINST_PDIST]
+        yield loss_row(n, m, ceiling, peers, repeats)
+    for n, m in AGAINST_PDIST:
+        yield loss_row(n, m, ceiling, pairs, repeats)
 
 
 def moments(ceiling, repeats=9):
     """Rows: rows a second of the streaming moments, from chunks of 10,000, and of the one-pass product in float64."""
-    rows = []
     for n, m in [(1_000_000, 128), (100_000, 512)]:
         z = torch.randn(n, m, generator=torch.Generator().manual_seed(0))
 
@@ -105,15 +104,12 @@ def moments(ceiling, repeats=9):
 
         seconds = take_turns({"streamed": stream, "one pass": one_pass}, repeats)
         least = floor(n * m * m, 4 * n * m, ceiling)
-        rows.append(
-            {
-                "n": n,
-                "m": m,
-                "rows/s": round(n / seconds["streamed"]),
-                "x floor": round(seconds["streamed"] / least, 1),
-                "one pass in float64": round(seconds["one pass"] / seconds["streamed"], 2),
-                "aim": "1,500,000 rows/s" if m == 128 else "",
-                "met": m != 128 or n / seconds["streamed"] >= 1.5e6,
-            }
-        )
-    return rows
+        yield {
+            "n": n,
+            "m": m,
+            "rows/s": round(n / seconds["streamed"]),
+            "x floor": round(seconds["streamed"] / least, 1),
+            "one pass in float64": round(seconds["one pass"] / seconds["streamed"], 2),
+            "aim": "1,500,000 rows/s" if m == 128 else "",
+            "met": m != 128 or n / seconds["streamed"] >= 1.5e6,
+        }
