@@ -23,14 +23,15 @@ from ..core.rows import widen
 def _numpy_blas():
     return ThreadpoolController().select(user_api="blas")
 
-# %% ../../nbs/2_metrics/moments.ipynb #c13cf6c8
+# %% ../../nbs/2_metrics/moments.ipynb #27ef652b
 def gram(
     x: Tensor,  # Shape (n, m), float32 or float64
 ) -> Tensor:  # Shape (m, m), symmetric
     "`x.T @ x`, on a processor at half the cost; no gradient."
     x = x.detach()
-    many_cores = torch.get_num_threads() > 2 and x.shape[0] * x.shape[1] ** 2 > 2**28
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or many_cores:
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return x.T @ x
+    if torch.get_num_threads() > 2 and x.shape[0] * x.shape[1] ** 2 > 2**28:
         return x.T @ x
     with (
         _numpy_blas().limit(limits=1),
