@@ -124,7 +124,8 @@ def add_train(
     words=(),  # The command's words: the method among them brings its own options
 ):
     "The options of `wssl train`, with those of the method that `words` names."
-    from wssl.training.config import METHODS, TrainConfig
+    from wssl.methods.catalog import METHODS
+    from wssl.training.config import TrainConfig
 
     method = Parser(prog="wssl train", add_help=False)
     method.add_argument("--method", default=next(iter(METHODS)))
@@ -160,7 +161,8 @@ def train_config(
     options,  # What the parser of `wssl train` returned
 ):  # A `TrainConfig`
     "The configuration that the options of `wssl train` ask for. Raises `InputError` for values that cannot be."
-    from wssl.training.config import TrainConfig, method_from
+    from wssl.methods.catalog import method_from
+    from wssl.training.config import TrainConfig
 
     values = {
         item.name: getattr(options, item.name)
@@ -186,7 +188,7 @@ def run_train(
 ) -> int:  # 0, or 1 where training failed
     "Train, and say where the results are."
     from wssl.core.collectives import WORLD, rank
-    from wssl.training.config import method_name
+    from wssl.methods.catalog import method_name
     from wssl.training.loop import TrainingError, train
 
     config = train_config(options)

@@ -1,4 +1,4 @@
 """One loop for every method: `train(config) -> Run`."""
 
-from wssl.training.config import METHODS, TrainConfig
+from wssl.training.config import TrainConfig
 from wssl.training.loop import Run, TrainingError, evaluate, train

@@ -39,7 +39,8 @@ from ..metrics.alignment_uniformity import alignment, uniformity
 from ..metrics.spectrum import embedding_std, rankme, singular_spectrum
 from ..metrics.wasserstein import live_fraction, uniformity_floor, wasserstein_uniformity
 from ..models.encoders import encoder, initialised_from
-from .config import TrainConfig, augmentation_of, differences, method_name
+from ..methods.catalog import method_name
+from .config import TrainConfig, augmentation_of, differences
 
 # %% ../../nbs/9_training/loop.ipynb #4b2a47ed
 def pick_device(
