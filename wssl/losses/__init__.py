@@ -1,5 +1,6 @@
-"""Losses, one module a family: contrastive, distillation, distribution."""
+"""Losses, one module a family: contrastive, distillation, distribution, redundancy."""
 
 from wssl.losses.contrastive import info_nce, nt_xent
 from wssl.losses.distillation import byol_loss, simsiam_loss
 from wssl.losses.distribution import WassersteinUniformityLoss, lu_of_views, regularize, w2_of_views
+from wssl.losses.redundancy import barlow_twins_loss, zero_fcl_loss, zero_icl_loss

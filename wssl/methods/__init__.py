@@ -4,4 +4,6 @@ from wssl.methods.align_w2 import AlignW2
 from wssl.methods.base import Method, Output
 from wssl.methods.byol import BYOL
 from wssl.methods.catalog import METHODS
+from wssl.methods.moco import MoCoV2
+from wssl.methods.redundancy import BarlowTwins, ZeroCL
 from wssl.methods.simclr import SimCLR

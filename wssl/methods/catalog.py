@@ -11,11 +11,20 @@ from dataclasses import fields
 from ..core.checks import expect
 from .align_w2 import AlignW2
 from .byol import BYOL
+from .moco import MoCoV2
+from .redundancy import BarlowTwins, ZeroCL
 from .simclr import SimCLR
 
 # %% ../../nbs/7_methods/catalog.ipynb #af943a9b
-METHODS = {"alignw2": AlignW2, "simclr": SimCLR, "byol": BYOL}
-MethodOptions = AlignW2 | SimCLR | BYOL
+METHODS = {
+    "alignw2": AlignW2,
+    "simclr": SimCLR,
+    "byol": BYOL,
+    "mocov2": MoCoV2,
+    "barlow": BarlowTwins,
+    "zerocl": ZeroCL,
+}
+MethodOptions = AlignW2 | SimCLR | BYOL | MoCoV2 | BarlowTwins | ZeroCL
 
 # %% ../../nbs/7_methods/catalog.ipynb #b654bbe5
 def from_fields(

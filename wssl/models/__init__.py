@@ -2,4 +2,4 @@
 
 from wssl.models.encoders import ENCODERS, SmallResNet, encoder, initialised_from
 from wssl.models.heads import predictor, projector
-from wssl.models.momentum import MomentumNetwork
+from wssl.models.momentum import MomentumNetwork, Queue
