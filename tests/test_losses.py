@@ -12,6 +12,7 @@ from tests.distributed import run_ranks
 from wssl import WORLD
 from wssl.losses import (
     WassersteinUniformityLoss,
+    barlow_twins_loss,
     byol_loss,
     info_nce,
     lu_of_views,
@@ -19,6 +20,8 @@ from wssl.losses import (
     regularize,
     simsiam_loss,
     w2_of_views,
+    zero_fcl_loss,
+    zero_icl_loss,
 )
 
 
@@ -133,6 +136,55 @@ def test_distribution_losses_are_their_formulas():
     _check(lu_of_views, lambda a, b: (one_lu(a) + one_lu(b)) / 2, *_views(8, 4))
 
 
+def _standard(z):
+    return (z - z.mean(0)) / np.sqrt(z.var(0) + 1e-5)
+
+
+@settings(deadline=None, max_examples=15)
+@given(n=st.integers(2, 9), m=st.integers(1, 6), lambd=st.sampled_from([0.0, 0.0051, 1.0]), seed=st.integers(0, 99))
+def test_barlow_twins_is_its_formula(n, m, lambd, seed):
+    """Zbontar et al. 2021, Eqs. 1 and 2, with their loops."""
+
+    def formula(a, b):
+        a, b, total = _standard(a), _standard(b), 0.0
+        for i in range(m):
+            for j in range(m):
+                c = sum(a[k, i] * b[k, j] for k in range(n)) / n
+                total += (1 - c) ** 2 if i == j else lambd * c**2
+        return 0.1 * total
+
+    _check(lambda a, b: barlow_twins_loss(a, b, lambd, scale=0.1), formula, *_views(n, m, seed))
+
+
+def _whitening(z, shrink):
+    s = _standard(z)
+    values, vectors = np.linalg.eigh((1 - shrink) * s.T @ s / len(s) + shrink * np.eye(s.shape[1]))
+    return vectors @ np.diag(values**-0.5) @ vectors.T
+
+
+@pytest.mark.parametrize(("loss", "turn"), [(zero_fcl_loss, lambda z: z), (zero_icl_loss, lambda z: z.T)])
+@pytest.mark.parametrize("shrink", [0.1, 0.7])
+def test_zero_cl_is_its_formula_with_the_whitening_held_constant(loss, turn, shrink):
+    z1, z2 = _views(9, 5, 4)
+    fixed = [_whitening(turn(z.detach().numpy()), shrink) for z in (z1, z2)]
+
+    def formula(a, b):
+        u, v = (_standard(turn(z)) @ w for z, w in zip((a, b), fixed, strict=True))
+        return sum((1 - (u[:, j] * v[:, j]).mean()) ** 2 for j in range(u.shape[1]))
+
+    _check(lambda a, b: loss(a, b, shrink), formula, z1, z2)
+
+
+def test_redundancy_losses_have_finite_gradients_at_collapse():
+    for loss in (barlow_twins_loss, zero_fcl_loss, zero_icl_loss):
+        z = torch.ones(8, 4, requires_grad=True)
+        value = loss(z, z)
+        value.backward()
+        assert torch.isfinite(value) and torch.isfinite(z.grad).all()
+        half = torch.randn(8, 4).bfloat16().requires_grad_()
+        assert loss(half, half).dtype == torch.float32
+
+
 def test_a_weight_of_0_computes_nothing():
     z1, z2 = (z.detach() * float("nan") for z in _views(8, 4))
     assert regularize("w2", 0, z1, z2) is None and regularize("none", 1, z1, z2) is None
@@ -143,7 +195,15 @@ def test_a_weight_of_0_computes_nothing():
     assert WassersteinUniformityLoss(2.0)(*good).item() == pytest.approx(2 * w2_of_views(*good).item())
 
 
-LOSSES = {"nt_xent": nt_xent, "info_nce": info_nce, "w2": w2_of_views, "lu": lu_of_views}
+LOSSES = {
+    "nt_xent": nt_xent,
+    "info_nce": info_nce,
+    "w2": w2_of_views,
+    "lu": lu_of_views,
+    "barlow": barlow_twins_loss,
+    "zero_fcl": zero_fcl_loss,
+    "zero_icl": zero_icl_loss,
+}
 
 
 def _on_rank(name, rank):
@@ -173,6 +233,9 @@ def test_two_processes_equal_one_on_the_whole_batch(name):
         lambda z: info_nce(z, z, z[0]),
         lambda z: byol_loss(z[0], z[0]),
         lambda z: regularize("w3", 1, z, z),
+        lambda z: barlow_twins_loss(z, z, lambd=-1),
+        lambda z: zero_fcl_loss(z, z, shrink=0),
+        lambda z: zero_icl_loss(z, z[:2]),
     ],
 )
 def test_bad_input_is_one_sentence(call):

@@ -4,10 +4,20 @@ import pytest
 import torch
 from torch import nn
 
-from wssl.losses import byol_loss, nt_xent, w2_of_views
-from wssl.methods import BYOL, AlignW2, SimCLR
+from wssl.losses import (
+    barlow_twins_loss,
+    byol_loss,
+    info_nce,
+    lu_of_views,
+    nt_xent,
+    simsiam_loss,
+    w2_of_views,
+    zero_fcl_loss,
+    zero_icl_loss,
+)
+from wssl.methods import BYOL, METHODS, NNCLR, AlignUniform, AlignW2, BarlowTwins, MoCoV2, SimCLR, SimSiam, ZeroCL
 from wssl.metrics import alignment
-from wssl.models import encoder, initialised_from
+from wssl.models import Queue, encoder, initialised_from
 
 SMALL = dict(hidden=32, out=16)
 
@@ -104,9 +114,88 @@ def test_byol_without_its_asymmetry_has_no_second_network_and_open_gradients(vie
     method.after_step(0.5)
 
 
-@pytest.mark.parametrize("options", [AlignW2(**SMALL), SimCLR(**SMALL), BYOL(**SMALL)], ids=lambda o: type(o).__name__)
-def test_output_is_complete_and_nothing_is_shared(options, views):
-    method = _build(options)
+def test_moco_asks_both_views_against_the_queue_of_before(views):
+    method = _build(MoCoV2(queue=20, temperature=0.3, **SMALL)).eval()
+    before = method.queue.rows.clone()
+    output = method(views)
+    q1, q2 = output.z
+    k1, k2 = (method.target(x) for x in views)
+    expected = info_nce(q1, k2, before, 0.3) + info_nce(q2, k1, before, 0.3)
+    torch.testing.assert_close(output.loss, expected)
+    output.loss.backward()
+    assert all(p.grad is None for p in method.target.parameters())
+    assert torch.equal(method.queue.rows, before), "the keys of a step are not their own negatives"
+    method.after_step(0.5)
+    torch.testing.assert_close(method.queue.rows[:16], nn.functional.normalize(torch.cat([k1, k2])))
+    assert torch.equal(method.queue.rows[16:], before[16:])
+
+
+def test_moco_momentum_rises_along_a_cosine():
+    method = _build(MoCoV2(queue=8, momentum=0.5, momentum_end=0.9, **SMALL))
+    method.fresh = (torch.ones(2, 16), torch.ones(2, 16))
+    before = [p.clone() for p in method.target.parameters()]
+    with torch.no_grad():
+        for p in (*method.encoder.parameters(), *method.projector.parameters()):
+            p.add_(1.0)
+    method.after_step(0.5)
+    for old, new in zip(before, method.target.parameters(), strict=True):
+        torch.testing.assert_close(new, old + 0.3)
+
+
+@pytest.mark.parametrize("size", [3, 7, 10, 11])
+def test_queue_keeps_the_newest_rows_in_a_ring(size):
+    """Against a list that forgets from the front, in whatever chunks the rows come; more than it holds as well."""
+    queue, seen = Queue(size, 4), []
+    generator = torch.Generator().manual_seed(0)
+    for count in (2, 5, 1, 12, 3):
+        rows = torch.randn(count, 4, generator=generator)
+        queue.push(rows)
+        seen += [row / row.norm() for row in rows]
+        newest = torch.stack(seen[-size:])
+        found = queue.rows @ newest.T
+        assert (found > 1 - 1e-5).sum() == min(size, len(seen))
+    assert set(queue.state_dict()) == {"rows", "place"}
+
+
+def test_redundancy_methods_are_their_losses(views):
+    output = (method := _build(BarlowTwins(lambd=0.08, scale=0.1, **SMALL)))(views)
+    torch.testing.assert_close(output.loss, barlow_twins_loss(*output.z, 0.08, 0.1))
+    apart = [method.projector(method.encoder(x)) for x in views]
+    torch.testing.assert_close(output.z, tuple(apart))
+    output = _build(ZeroCL(feature=2.0, instance=0.5, **SMALL))(views)
+    torch.testing.assert_close(output.loss, 2 * zero_fcl_loss(*output.z) + 0.5 * zero_icl_loss(*output.z))
+    assert set(_build(ZeroCL(instance=0.0, **SMALL))(views).terms) == {"feature"}
+
+
+def test_simsiam_is_half_the_sum_behind_a_stop_gradient(views):
+    method = _build(SimSiam(bottleneck=4, **SMALL))
+    output = method(views)
+    z1, z2 = output.z
+    expected = (simsiam_loss(method.predictor(z1), z2) + simsiam_loss(method.predictor(z2), z1)) / 2
+    torch.testing.assert_close(output.loss, expected)
+    torch.testing.assert_close(z1.mean(0), torch.zeros(16), atol=1e-5, rtol=0)
+    assert not method.projector[-1].affine
+
+
+def test_nnclr_takes_neighbours_from_the_queue_as_constants(views):
+    method = _build(NNCLR(queue=12, temperature=0.3, **SMALL))
+    output = method(views)
+    n1, n2 = (method.queue.rows[(z @ method.queue.rows.T).argmax(1)] for z in output.z)
+    p1, p2 = (method.predictor(z) for z in output.z)
+    torch.testing.assert_close(output.loss, (info_nce(n1, p2, None, 0.3) + info_nce(n2, p1, None, 0.3)) / 2)
+    method.after_step(0.1)
+    torch.testing.assert_close(method.queue.rows[:8], nn.functional.normalize(output.z[0].detach()))
+
+
+def test_align_uniform_is_alignment_and_the_mean_of_both_lu(views):
+    output = _build(AlignUniform(weight=0.7, alpha=1.0, t=3.0, **SMALL))(views)
+    torch.testing.assert_close(output.loss, alignment(*output.z, alpha=1.0) + 0.7 * lu_of_views(*output.z, 3.0))
+    assert set(_build(AlignUniform(weight=0.0, **SMALL))(views).terms) == {"alignment_term"}
+
+
+@pytest.mark.parametrize("kind", METHODS.values(), ids=METHODS)
+def test_output_is_complete_and_nothing_is_shared(kind, views):
+    method = _build(kind(**SMALL))
     output = method(views)
     assert output.loss.ndim == 0 and output.loss.requires_grad
     assert [tuple(t.shape) for t in (*output.z, *output.h)] == [(8, 16)] * 2 + [(8, method.encoder.out_dim)] * 2
@@ -115,7 +204,22 @@ def test_output_is_complete_and_nothing_is_shared(options, views):
     assert len(pointers) == len(set(pointers)), "safetensors refuses tensors that share memory"
 
 
-@pytest.mark.parametrize("options", [AlignW2(weight=-1), BYOL(momentum=1.5), SimCLR(temperature=0)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        AlignW2(weight=-1),
+        BYOL(momentum=1.5),
+        SimCLR(temperature=0),
+        MoCoV2(momentum=2.0),
+        MoCoV2(temperature=0),
+        MoCoV2(queue=0),
+        BarlowTwins(lambd=-1),
+        ZeroCL(feature=0.0, instance=0.0),
+        ZeroCL(shrink=2),
+        NNCLR(temperature=0),
+        AlignUniform(t=0),
+    ],
+)
 def test_impossible_options_are_one_sentence(options, views):
     with pytest.raises(ValueError, match=r"^expected .*; received "):
         _build(options)(views)

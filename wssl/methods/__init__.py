@@ -1,9 +1,12 @@
 """Methods: encoder, heads, loss, and what happens after a step."""
 
+from wssl.methods.align_uniform import AlignUniform
 from wssl.methods.align_w2 import AlignW2
 from wssl.methods.base import Method, Output
 from wssl.methods.byol import BYOL
 from wssl.methods.catalog import METHODS
 from wssl.methods.moco import MoCoV2
+from wssl.methods.nnclr import NNCLR
 from wssl.methods.redundancy import BarlowTwins, ZeroCL
 from wssl.methods.simclr import SimCLR
+from wssl.methods.simsiam import SimSiam

@@ -9,11 +9,14 @@ __all__ = ['METHODS', 'MethodOptions', 'from_fields', 'method_from', 'method_nam
 from dataclasses import fields
 
 from ..core.checks import expect
+from .align_uniform import AlignUniform
 from .align_w2 import AlignW2
 from .byol import BYOL
 from .moco import MoCoV2
+from .nnclr import NNCLR
 from .redundancy import BarlowTwins, ZeroCL
 from .simclr import SimCLR
+from .simsiam import SimSiam
 
 # %% ../../nbs/7_methods/catalog.ipynb #af943a9b
 METHODS = {
@@ -23,8 +26,11 @@ METHODS = {
     "mocov2": MoCoV2,
     "barlow": BarlowTwins,
     "zerocl": ZeroCL,
+    "simsiam": SimSiam,
+    "nnclr": NNCLR,
+    "alignuniform": AlignUniform,
 }
-MethodOptions = AlignW2 | SimCLR | BYOL | MoCoV2 | BarlowTwins | ZeroCL
+MethodOptions = AlignW2 | SimCLR | BYOL | MoCoV2 | BarlowTwins | ZeroCL | SimSiam | NNCLR | AlignUniform
 
 # %% ../../nbs/7_methods/catalog.ipynb #b654bbe5
 def from_fields(

@@ -52,7 +52,7 @@ class ZeroCL:
     "Agreement of whitened features and, if wanted, whitened instances (Zhang et al. 2022)."
 
     feature: float = 1.0  # Weight of the feature part
-    instance: float = 0.0  # Weight of the instance part
+    instance: float = 1.0  # Weight of the instance part; 0: the published CIFAR script
     shrink: float = 0.1  # Share of the identity in the whitened correlation, in (0, 1]
     hidden: int = 512  # Width of the projector's hidden layers
     out: int = 128  # Dimension m of the embedding
