@@ -112,7 +112,7 @@ def vit_small(
     "The ViT-S of Dosovitskiy et al. 2021 as `timm` builds it. Raises `InputError` without `timm`."
     try:
         import timm
-    except ImportError:
+    except ModuleNotFoundError:
         raise InputError("expected timm for vit-small (pip install timm); received a Python without it") from None
     options = dict(img_size=img_size, patch_size=patch_size, num_classes=0, dynamic_img_size=True)
     net = timm.create_model("vit_small_patch16_224", pretrained=False, **options)
