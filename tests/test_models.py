@@ -1,9 +1,12 @@
 """Encoders, heads and the momentum network: shapes and sizes as published, the average as its formula says."""
 
 import copy
+import sys
+import types
 
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -47,7 +50,7 @@ def test_work_of_an_encoder(width, blocks, stride):
 def test_default_encoder_is_small():
     net = encoder("small")
     assert flops_by_hand(16, (1, 1, 1, 1), 2) <= 10e6 and 128 <= net.out_dim <= 256
-    with pytest.raises(InputError, match="an encoder among small; received large"):
+    with pytest.raises(InputError, match="an encoder among small, resnet18, resnet50, vit-small; received large"):
         encoder("large")
     with pytest.raises(InputError, match="a width and blocks of at least 1"):
         SmallResNet(blocks=())
@@ -101,6 +104,135 @@ def test_weights_are_a_function_of_seed_and_name():
     assert torch.equal(torch.rand(3), expected), "building a network moved the global generator"
     assert torch.equal(first, weights(0, "net"))
     assert not torch.equal(first, weights(1, "net")) and not torch.equal(first, weights(0, "other"))
+
+
+def test_small_encoder_of_a_seed_stays_what_it_was():
+    """Weights from a seed belong to runs that are recorded: the numbers were written down before the ResNets came in."""
+    with initialised_from(0, "encoder"):
+        net = encoder("small").eval()
+    x = torch.linspace(-2, 2, 3 * 32 * 32).view(1, 3, 32, 32)
+    with torch.no_grad():
+        h = net(x)[0]
+    torch.testing.assert_close(h[:4], torch.tensor([0.204158, 0.151607, 0.102297, 0.0]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(h.sum().item(), 11.1326, rtol=1e-4, atol=1e-3)
+
+
+def resnet_by_hand(depth, stem, side):
+    """Operations (two a multiply-add) and parameters, counted from He et al.'s table of layers."""
+    blocks, expansion = {18: ((2, 2, 2, 2), 1), 50: ((3, 4, 6, 3), 4)}[depth]
+    kernel, padding, stride = {"32": (3, 1, 1), "34": (3, 2, 1), "imagenet": (7, 3, 2)}[stem]
+    macs = parameters = 0
+
+    def conv(cin, cout, k, side):
+        nonlocal macs, parameters
+        macs += cin * cout * k * k * side * side
+        parameters += cin * cout * k * k + 2 * cout  # with the scale and shift of its BatchNorm
+
+    side = (side + 2 * padding - kernel) // stride + 1
+    conv(3, 64, kernel, side)
+    side, cin = (side + 1) // 2 if stem == "imagenet" else side, 64
+    for stage, count in enumerate(blocks):
+        width, out = 64 * 2**stage, 64 * 2**stage * expansion
+        for k in range(count):
+            before, side = side, -(-side // 2) if stage and not k else side
+            if expansion == 1:
+                conv(cin, width, 3, side), conv(width, width, 3, side)
+            else:  # torchvision's stride stands in the 3 by 3 convolution
+                conv(cin, width, 1, before), conv(width, width, 3, side), conv(width, out, 1, side)
+            if cin != out or before != side:
+                conv(cin, out, 1, side)
+            cin = out
+    return 2 * macs, parameters
+
+
+@pytest.mark.parametrize("depth,out_dim", [(18, 512), (50, 2048)])
+@pytest.mark.parametrize("stem,side", [("32", 32), ("34", 32), ("imagenet", 224)])
+def test_work_and_parameters_of_the_resnets(depth, out_dim, stem, side):
+    with torch.device("meta"):
+        net = encoder(f"resnet{depth}", stem=stem).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        h = net(torch.empty(2, 3, side, side, device="meta"))
+    work, parameters = resnet_by_hand(depth, stem, side)
+    assert counter.get_total_flops() == 2 * work and n_parameters(net) == parameters
+    assert h.shape == (2, out_dim) and net.out_dim == out_dim
+
+
+def test_published_work_of_a_resnet18():
+    """1.1108 and 1.4071 GFLOP a view of 32 pixels, and 1.8 multiply-adds of 224 pixels (He et al. 2016, Table 1)."""
+    assert round(resnet_by_hand(18, "32", 32)[0] / 1e9, 4) == 1.1108
+    assert round(resnet_by_hand(18, "34", 32)[0] / 1e9, 4) == 1.4071
+    assert round(resnet_by_hand(18, "imagenet", 224)[0] / 2e9, 1) == 1.8
+    assert n_parameters(encoder("resnet18")) == n_parameters(encoder("resnet18", stem="34"))
+
+
+def test_the_default_stem_is_32():
+    conv, default = (encoder("resnet18", stem=stem).conv1 for stem in ("32", None))
+    assert conv.padding == default.padding == (1, 1) and conv.kernel_size == (3, 3)
+
+
+def test_resnet_is_torchvisions():
+    """The imagenet stem with torchvision's weights gives torchvision's features; each block starts as its shortcut."""
+    theirs, ours = torchvision.models.resnet18(weights=None).eval(), encoder("resnet18", stem="imagenet").eval()
+    assert all(not block.bn2.weight.any() for stage in (ours.layer1, ours.layer4) for block in stage)
+    ours.load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")})
+    theirs.fc = nn.Identity()
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("name,stem", [("resnet18", "32"), ("resnet18", "34"), ("resnet50", "32")])
+def test_resnets_give_the_same_in_both_memory_formats(name, stem):
+    with initialised_from(0, name):
+        net = encoder(name, stem=stem).double()
+    fast, x = copy.deepcopy(net).to(memory_format=torch.channels_last), torch.randn(4, 3, 16, 16).double()
+    kept = []
+    fast.layer4.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    torch.testing.assert_close(fast(x), net(x))
+    assert kept[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    "name,stem", [("small", None), ("resnet18", "32"), ("resnet18", "imagenet"), ("resnet50", "34")]
+)
+def test_an_encoder_is_one_graph(name, stem):
+    torch._dynamo.reset()
+    net, x = encoder(name, stem=stem), torch.randn(4, 3, 32, 32)
+    reference = copy.deepcopy(net)
+    traced = torch.compile(net, backend="eager", fullgraph=True)
+    torch.testing.assert_close(traced(x), reference(x), rtol=1e-4, atol=1e-4)
+
+
+def test_refused_stems():
+    with pytest.raises(InputError, match="a stem among 32, 34, imagenet; received 36"):
+        encoder("resnet50", stem="36")
+    for name in ("small", "vit-small"):
+        with pytest.raises(InputError, match=f"a stem for a ResNet only; received stem 32 for {name}"):
+            encoder(name, stem="32")
+
+
+def test_vision_transformer_is_asked_of_timm(monkeypatch):
+    """A stand-in that records what it is asked for: timm is an extra."""
+    asked = {}
+
+    def create_model(name, **options):
+        asked.update(name=name, **options)
+        net = nn.Sequential(nn.Flatten(), nn.LazyLinear(384))
+        net.num_features = 384
+        return net
+
+    monkeypatch.setitem(sys.modules, "timm", types.SimpleNamespace(create_model=create_model))
+    net = encoder("vit-small")
+    assert net.out_dim == 384 and net(torch.rand(2, 3, 32, 32)).shape == (2, 384)
+    at_32 = dict(img_size=32, patch_size=4, num_classes=0, dynamic_img_size=True, pretrained=False)
+    assert asked == dict(name="vit_small_patch16_224", **at_32)
+    encoder("vit-small", img_size=224, patch_size=16)
+    assert asked["img_size"] == 224 and asked["patch_size"] == 16
+
+
+def test_without_timm_a_sentence_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)  # what an import of a missing package looks like
+    with pytest.raises(InputError, match=r"expected timm for vit-small \(pip install timm\)"):
+        encoder("vit-small")
 
 
 # ---- heads

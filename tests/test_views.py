@@ -8,18 +8,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter, ImageOps
-from scipy.stats import ks_2samp
+from scipy.stats import ks_2samp, kstest
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from wssl.core.checks import InputError
 from wssl.core.seeds import generator
+from wssl.data import CROP_FLIP, VIEWS, MultiCrop, local_size, views_named
 from wssl.data import views as module
+from wssl.data.crops import excb_views
 from wssl.data.images import synthetic
 from wssl.data.views import (
     DIGITS,
     DRAWS,
-    PRESETS,
     SMALL,
     W2_PAPER,
     Augmentation,
@@ -185,7 +186,17 @@ def ks(a, b):
     return ks_2samp(np.asarray(a), np.asarray(b), method="asymp").pvalue
 
 
-@pytest.mark.parametrize("height,width,scale", [(32, 32, (0.08, 1.0)), (20, 60, (0.5, 1.0)), (48, 32, (0.9, 1.0))])
+@pytest.mark.parametrize(
+    "height,width,scale",
+    [
+        (32, 32, (0.08, 1.0)),
+        (32, 32, (0.2, 1.0)),
+        (32, 32, (0.14, 1.0)),
+        (32, 32, (0.05, 0.14)),
+        (20, 60, (0.5, 1.0)),
+        (48, 32, (0.9, 1.0)),
+    ],
+)
 def test_boxes_are_drawn_as_torchvisions(height, width, scale):
     """Also images of other shapes, where attempts fail and the box in the middle is taken."""
     torch.manual_seed(0)
@@ -277,17 +288,263 @@ def test_that_comparison_sees_a_wrong_parameter(theirs, wrong):
     assert smallest_p(theirs, replace(W2_PAPER, **wrong)) < 1e-3
 
 
+# ---- the sets, against pipelines over single images with the numbers retyped from the public codes
+
+SIZED = {name: views_named(name, 32) for name in VIEWS}
+OPERATIONS = ("flip", "jitter", "gray", "blur", "solarize")
+STRONG, SOFT, MILD = (0.8, 0.8, 0.8, 0.2), (0.4, 0.4, 0.4, 0.1), (0.4, 0.4, 0.2, 0.1)  # colour jitter
+CIFAR = ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def view(scale=(0.08, 1.0), colours=None, blur=0.0, solarize=0.0, mode="bicubic", kernel=13, size=32, norm=CIFAR):
+    """A published augmentation, its scale and its probabilities: flip 0.5, jitter 0.8 and grey 0.2 in all that have colours."""
+    shares = dict(flip=0.5, jitter=0.8 * bool(colours), gray=0.2 * bool(colours), blur=blur, solarize=solarize)
+    steps = [
+        v2.RandomResizedCrop(size, scale, interpolation=MODES[mode]),
+        v2.RandomApply([v2.ColorJitter(*(colours or (0, 0, 0, 0)))], shares["jitter"]),
+        v2.RandomGrayscale(shares["gray"]),
+        v2.RandomApply([v2.GaussianBlur(kernel, (0.1, 2.0))], blur),
+        v2.RandomSolarize(128, solarize),
+        v2.RandomHorizontalFlip(0.5),
+        v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*norm)]),
+    ]
+    return v2.Compose(steps), scale, shares
+
+
+PUBLISHED = {
+    "w2": [view(colours=MILD, blur=0.5, solarize=0.2)],
+    "solo": [view(colours=STRONG, blur=0.5)],
+    "solo-weak": [view(colours=SOFT, blur=0.5)],
+    "solo-asymmetric": [view(colours=MILD), view(colours=MILD, solarize=0.2)],
+    "resa": [view((0.2, 1.0), mode="bilinear"), view((0.2, 1.0), MILD, solarize=0.2)],
+    "resa-imagenet": [
+        view((0.2, 1.0), mode="bilinear", norm=IMAGENET),
+        view((0.2, 1.0), MILD, blur=0.5, solarize=0.2, norm=IMAGENET),
+    ],
+    "excb": [
+        view((0.2, 1.0), MILD, kernel=9),
+        view((0.2, 1.0), MILD, blur=0.9, solarize=0.2, kernel=9),
+        view((0.05, 0.2), MILD, kernel=9, size=16),
+    ],
+    "swav": [  # its blur is cut at 23 pixels, which a standard deviation of 2 does not reach
+        view((0.14, 1.0), STRONG, blur=0.5, mode="bilinear", kernel=23),
+        view((0.14, 1.0), STRONG, blur=0.5, mode="bilinear", kernel=23),
+        view((0.05, 0.14), STRONG, blur=0.5, mode="bilinear", kernel=23, size=16),
+    ],
+}
+ROLES = [(name, k) for name, pipelines in PUBLISHED.items() for k in range(len(pipelines))]
+
+
+def augmentations(views):
+    """Of the first view, the second and the local crops."""
+    local = [views.local] if isinstance(views, MultiCrop) else []
+    return [views.augmentation, views.augmentation2 or views.augmentation, *local]
+
+
+EVERY = {f"{name} {k}": a for name, views in SIZED.items() for k, a in enumerate(augmentations(views))}
+EVERY = {name: a for name, a in EVERY.items() if a not in [EVERY[k] for k in list(EVERY)[: list(EVERY).index(name)]]}
+EVERY["crop-flip"] = CROP_FLIP
+
+
+@pytest.fixture(scope="module")
+def samples():
+    """400 views of one image by each published pipeline and by each set of ours, as statistics."""
+    torch.manual_seed(0)
+    image, published, ours = pil(IMAGES[3]), {}, {}
+    for name, pipelines in PUBLISHED.items():
+        made = SIZED[name](IMAGES[3:4].expand(400, -1, -1, -1), generator(0, "sets"))
+        for k, (pipeline, *_) in enumerate(pipelines):
+            published[name, k] = statistics(torch.stack([pipeline(image) for _ in range(400)]))
+            ours[name, k] = statistics(made[k])
+    return published, ours
+
+
+def least_p(a, b):
+    return min(ks(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("name,k", ROLES)
+def test_every_set_has_the_distribution_of_its_published_pipeline(samples, name, k):
+    """11 Kolmogorov-Smirnov tests each, 176 in all; the seeds are fixed, the smallest p above 1e-4."""
+    published, ours = samples
+    assert least_p(ours[name, k], published[name, k]) > 1e-4
+
+
+@pytest.mark.parametrize(
+    "one,other",
+    [
+        (("solo", 0), ("solo-weak", 0)),
+        (("solo", 0), ("w2", 0)),
+        (("solo-weak", 0), ("solo-asymmetric", 0)),
+        (("resa", 1), ("resa", 0)),
+        (("resa-imagenet", 1), ("resa", 1)),
+        (("excb", 1), ("excb", 0)),
+        (("excb", 2), ("swav", 2)),
+        (("swav", 1), ("swav", 2)),
+    ],
+)
+def test_that_comparison_tells_the_sets_apart(samples, one, other):
+    published, ours = samples
+    assert least_p(ours[one], published[other]) < 1e-4
+
+
+def share_changed(a, operation, n=2000):
+    """Share of `n` views of one image that differ from the image when no other operation is left."""
+    off = {f"p_{name}": 0.0 for name in OPERATIONS} | dict(scale=(1.0, 1.0), ratio=(1.0, 1.0), size=16)
+    only = replace(a, **off | {f"p_{operation}": getattr(a, f"p_{operation}")}, sigma=(1.0, 2.0))
+    x = IMAGES[3:4, :, ::2, ::2]
+    made = augment(x.expand(n, -1, -1, -1), draw(n, generator(0, "share", operation)), only)
+    return ((made - plain_view(x, only)).abs().flatten(1).amax(1) > 1e-3).double().mean().item()
+
+
+@pytest.mark.parametrize("name,k", ROLES)
+def test_every_operation_comes_as_often_as_published(name, k):
+    for operation, p in PUBLISHED[name][k][2].items():
+        share = share_changed(augmentations(SIZED[name])[k], operation)
+        assert abs(share - p) <= 4 * (p * (1 - p) / 2000) ** 0.5, (operation, share, p)
+
+
+def area_law(area, low, high):
+    """Share of crops below `area` of a large square: uniform, times the chance that the drawn ratio fits, min(1, -ln a / ln(4/3))."""
+
+    def below(a):
+        bent = np.maximum(a, 0.75)
+        return np.minimum(a, 0.75) + (bent - bent * np.log(bent) - (0.75 - 0.75 * np.log(0.75))) / np.log(4 / 3)
+
+    return (below(area) - below(low)) / (below(high) - below(low))
+
+
+@pytest.mark.parametrize("name,k", ROLES)
+def test_crop_areas_follow_the_law_of_the_published_scale(name, k):
+    a, (low, high) = augmentations(SIZED[name])[k], PUBLISHED[name][k][1]
+    u = draw(4000, generator(0, "areas"))
+    boxes = crop_boxes(u[:, :10], u[:, 10:20], u[:, 20:22], 4000, 4000, a)
+    areas = (boxes[:, 2] * boxes[:, 3] / 4000**2).numpy()
+    assert kstest(areas, lambda area: area_law(area, low, high)).pvalue > 1e-3
+    for wrong in ((low + 0.06, high), (low, 0.8 * high)):
+        assert kstest(areas, lambda area, wrong=wrong: area_law(area.clip(*wrong), *wrong)).pvalue < 1e-3
+
+
+def forced(x, u, a):
+    """What torchvision's functions make of one image when they are told what its row `u` says."""
+    said = dict(zip(DRAWS, u.split(list(DRAWS.values())), strict=True))
+    box = crop_boxes(said["area"][None], said["ratio"][None], said["place"][None], *x.shape[1:], a)[0].int().tolist()
+    x = TF.resized_crop(x.float() / 255, *box, [a.size] * 2, MODES[a.interpolation], antialias=True).clamp(0, 1)
+    x = TF.horizontal_flip(x) if said["flip"] < a.p_flip else x
+    if said["jitter"] < a.p_jitter:
+        spread = torch.tensor([a.brightness, a.contrast, a.saturation, a.hue])
+        centre = torch.tensor([1.0, 1.0, 1.0, 0.0])
+        values = (centre + spread * (2 * said["factors"] - 1)).tolist()
+        for k in said["order"].argsort().tolist():
+            adjust = [TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue][k]
+            x = adjust(x, values[k])
+    x = TF.rgb_to_grayscale(x, 3) if said["gray"] < a.p_gray else x
+    if said["blur"] < a.p_blur:
+        sigma = (a.sigma[0] + (a.sigma[1] - a.sigma[0]) * said["sigma"]).item()
+        x = TF.gaussian_blur(x, [a.blur_kernel] * 2, [sigma] * 2)
+    x = TF.solarize(x, 127.5 / 255) if said["solarize"] < a.p_solarize else x
+    return TF.normalize(x, a.mean, a.std)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_forced_draws_give_torchvisions_pixels(name):
+    """Up to the pixels that lie on a threshold of solarize or hue within rounding: less than one in a thousand."""
+    u = draw(60, generator(0, "forced"))
+    x = IMAGES.repeat(3, 1, 1, 1)
+    apart = (
+        augment(x, u, EVERY[name]) - torch.stack([forced(*row, EVERY[name]) for row in zip(x, u, strict=True)])
+    ).abs()
+    assert (apart > 1e-3).double().mean() < 1e-3
+
+
+def test_crop_and_flip_leaves_the_colours():
+    """A grey image of one value stays what it is; only where the crop lies and on which side is random."""
+    flat = torch.full((50, 3, 32, 32), 100, dtype=torch.uint8)
+    for a in (CROP_FLIP, SIZED["resa"].augmentation):
+        made = augment(flat, draw(50, generator(0, "flat")), a)
+        torch.testing.assert_close(made, plain_view(flat, a), rtol=0, atol=1e-5)
+    assert CROP_FLIP.scale == (0.08, 1.0) and CROP_FLIP.interpolation == "bilinear" and CROP_FLIP.p_flip == 0.5
+
+
+def test_excb_moves_its_border():
+    views = excb_views(0.14)
+    assert views.augmentation.scale == (0.14, 1.0) and views.local.scale == (0.05, 0.14)
+    assert views.augmentation2.scale == (0.14, 1.0)
+    assert VIEWS["excb"] == excb_views(0.2)
+
+
+# ---- several crops, and sets by name
+
+
+@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("size", [16, 32, 40])
+def test_a_set_by_name_has_the_size_asked_for(name, size):
+    views = views_named(name, size)
+    batches = views(IMAGES, generator(0, "sizes"))
+    local = [(20, 3, local_size(size), local_size(size))] * (6 if name in ("excb", "swav") else 0)
+    assert [tuple(batch.shape) for batch in batches] == [(20, 3, size, size)] * 2 + local
+    assert views.augmentation.size == size and all(torch.isfinite(batch).all() for batch in batches)
+    assert views_named(name) is VIEWS[name] and views_named(name, VIEWS[name].augmentation.size) == VIEWS[name]
+
+
+def test_published_sizes_of_local_crops():
+    assert [local_size(size) for size in (224, 32)] == [96, 16]
+    assert all(local_size(s) % 4 == 0 and 0 <= local_size(s) - 96 / 224 * s < 4 for s in range(1, 300))
+
+
+@pytest.mark.parametrize("name", ["excb", "swav"])
+def test_every_crop_of_every_image_is_its_own(name):
+    copies = IMAGES[3:4].expand(30, -1, -1, -1)
+    batches = VIEWS[name](copies, generator(0, "crops", 1))
+    again = VIEWS[name](copies, generator(0, "crops", 1))
+    assert all(torch.equal(*pair) for pair in zip(batches, again, strict=True))
+    for same_size in (batches[:2], batches[2:]):
+        rows = torch.cat(same_size).flatten(1)
+        assert len(rows.unique(dim=0)) == len(rows)
+    other = VIEWS[name](copies, generator(0, "crops", 2))
+    assert not any(torch.equal(*pair) for pair in zip(batches, other, strict=True))
+    two = TwoViews(VIEWS[name].augmentation, VIEWS[name].augmentation2)(copies, generator(0, "crops", 1))
+    assert torch.equal(two[0], batches[0]) and torch.equal(two[1], batches[1])
+
+
+def test_local_crops_show_their_own_image():
+    """Images of one grey value each: crop k of image i has the value of image i."""
+    flat = (torch.arange(20) * 12).byte().view(-1, 1, 1, 1).expand(-1, 3, 32, 32)
+    plain = replace(CROP_FLIP, mean=(0.0,) * 3, std=(1.0,) * 3)
+    views = MultiCrop(plain, local=replace(plain, size=16, scale=(0.05, 0.2)), n_local=3)
+    for batch in views(flat, generator(0, "own")):
+        torch.testing.assert_close(batch.mean((1, 2, 3)) * 255, torch.arange(20) * 12.0, rtol=0, atol=1e-2)
+
+
+def test_an_autocast_region_does_not_coarsen_local_crops():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = VIEWS["swav"](IMAGES, generator(0, "autocast"))
+    outside = VIEWS["swav"](IMAGES, generator(0, "autocast"))
+    assert all(a.dtype == torch.float32 and torch.equal(a, b) for a, b in zip(inside, outside, strict=True))
+
+
+def test_refused_sets():
+    with pytest.raises(InputError, match="views among w2, small, digits, solo, .*; received simclr"):
+        views_named("simclr")
+    with pytest.raises(InputError, match="local crops of at least 1; received 0"):
+        replace(VIEWS["swav"], n_local=0)
+    for size in (0, 1.5):
+        with pytest.raises(InputError, match="a size in whole pixels"):
+            views_named("w2", size)
+    with pytest.raises(InputError, match="a view larger than half of its blur kernel"):
+        views_named("swav", 8)
+
+
 # ---- every image its own draw
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_view_depends_on_its_own_row_only(name):
     u, shuffle = draw(20, generator(0, "rows")), torch.randperm(20, generator=generator(0, "shuffle"))
-    together = augment(IMAGES, u, PRESETS[name])
-    torch.testing.assert_close(
-        augment(IMAGES[shuffle], u[shuffle], PRESETS[name]), together[shuffle], rtol=0, atol=2e-5
-    )
-    torch.testing.assert_close(augment(IMAGES[3:4], u[3:4], PRESETS[name]), together[3:4], rtol=0, atol=2e-5)
+    together = augment(IMAGES, u, EVERY[name])
+    torch.testing.assert_close(augment(IMAGES[shuffle], u[shuffle], EVERY[name]), together[shuffle], rtol=0, atol=2e-5)
+    torch.testing.assert_close(augment(IMAGES[3:4], u[3:4], EVERY[name]), together[3:4], rtol=0, atol=2e-5)
 
 
 def test_draws_are_uniform_and_each_is_read():
@@ -334,22 +591,20 @@ def test_an_autocast_region_does_not_coarsen_the_colours():
 # ---- nothing waits for the device
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", EVERY)
 def test_no_value_is_read_on_the_host(name):
     """On the meta device there are no values to read: a branch on one, or a copy to the host, raises."""
-    u = torch.empty(7, sum(DRAWS.values()), device="meta")
-    assert augment(torch.empty(7, 3, 32, 32, dtype=torch.uint8, device="meta"), u, PRESETS[name]).shape == (
-        7,
-        3,
-        32,
-        32,
-    )
+    u, size = torch.empty(7, sum(DRAWS.values()), device="meta"), EVERY[name].size
+    made = augment(torch.empty(7, 3, 32, 32, dtype=torch.uint8, device="meta"), u, EVERY[name])
+    assert made.shape == (7, 3, size, size)
 
 
-def test_the_pipeline_is_one_graph():
+@pytest.mark.parametrize("name", ["w2 0", "digits 0", "resa 0", "excb 1", "swav 2"])
+def test_the_pipeline_is_one_graph(name):
+    torch._dynamo.reset()
     u = draw(20, generator(0, "graph"))
     traced = torch.compile(augment, backend="eager", fullgraph=True)
-    torch.testing.assert_close(traced(IMAGES, u, W2_PAPER), augment(IMAGES, u, W2_PAPER))
+    torch.testing.assert_close(traced(IMAGES, u, EVERY[name]), augment(IMAGES, u, EVERY[name]))
 
 
 # ---- evaluation's view, and what is refused
@@ -375,6 +630,8 @@ def test_plain_view_is_torchvisions_evaluation_transform():
         (dict(interpolation="nearest"), "interpolation bicubic or bilinear; received nearest"),
         (dict(blur_kernel=4), "an odd blur kernel; received 4"),
         (dict(hue=0.7), "a hue shift"),
+        (dict(size=0), "a size in whole pixels of at least 1; received 0"),
+        (dict(size=6), "a view larger than half of its blur kernel; received 6 pixels and a kernel of 13"),
     ],
 )
 def test_impossible_augmentations_are_refused(wrong, message):

@@ -224,10 +224,14 @@ class Augmentation:
     def __post_init__(self):
         chances = [self.p_flip, self.p_jitter, self.p_gray, self.p_blur, self.p_solarize]
         expect(all(0 <= p <= 1 for p in chances), "probabilities in [0, 1]", chances)
+        expect(isinstance(self.size, int) and self.size >= 1, "a size in whole pixels of at least 1", self.size)
         expect(0 < self.scale[0] <= self.scale[1] <= 1, "a crop's scale (low, high) in (0, 1]", self.scale)
         expect(0 < self.ratio[0] <= self.ratio[1], "a crop's ratio (low, high) above 0", self.ratio)
         expect(self.interpolation in ("bicubic", "bilinear"), "interpolation bicubic or bilinear", self.interpolation)
         expect(self.blur_kernel % 2 == 1, "an odd blur kernel", self.blur_kernel)
+        wide = self.p_blur == 0 or self.size > self.blur_kernel // 2  # reflected at an edge once only
+        received = f"{self.size} pixels and a kernel of {self.blur_kernel}"
+        expect(wide, "a view larger than half of its blur kernel", received)
         expect(0 <= self.hue <= 0.5, "a hue shift in [0, 0.5]", self.hue)
 
 # %% ../../nbs/5_data/views.ipynb #cf57fa54
