@@ -1,5 +1,6 @@
-"""What a representation is worth: features, nearest neighbours, and what they are computed on."""
+"""What a representation is worth: features, nearest neighbours, linear probes, few labels, and what they are computed on."""
 
-from wssl.evaluation.features import evaluating, extract_features
+from wssl.evaluation.features import evaluating, extract_features, known_labels, top_k_accuracy
 from wssl.evaluation.knn import knn_accuracy, knn_predict
+from wssl.evaluation.linear import LinearProbe, linear_probe
 from wssl.evaluation.sources import load_embeddings, load_labels
