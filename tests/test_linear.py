@@ -1,6 +1,7 @@
 """Linear probes against scikit-learn, against Newton's method in float64, and against the published protocol typed with autograd."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,16 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import top_k_accuracy_score
 
-from wssl.evaluation import known_labels, linear_probe, top_k_accuracy
-from wssl.evaluation.linear import fit_linear, softmax_step
+from wssl.data.images import Images
+from wssl.evaluation import (
+    CROP_FLIP,
+    extract_features,
+    known_labels,
+    linear_probe,
+    linear_probe_with_views,
+    top_k_accuracy,
+)
+from wssl.evaluation.linear import fit_linear, softmax_step, view_features
 
 
 def _data(n=1200, t=400, d=7, classes=4, seed=0, spread=0.8, dtype=torch.float64):
@@ -51,9 +60,9 @@ def _loss(weight, bias, h, y, decay):
     return -log_p[np.arange(len(y)), y.numpy()].mean() + penalty
 
 
-@pytest.mark.parametrize(("batch", "epochs"), [(100, 200), (250, 200), (10_000, 600)])
+@pytest.mark.parametrize(("batch", "epochs"), [(250, 200), (10_000, 600)])
 def test_ends_at_the_optimum(batch, epochs):
-    "600 rows in 6, 3 or 1 parts; weights, biases and the loss of Newton's method."
+    "600 rows in 3 parts or 1; weights, biases and the loss of Newton's method."
     h, y, _, _ = _data(n=600)
     weight, bias, history = fit_linear(h, y, 4, lr=0.1, batch=batch, epochs=epochs, weight_decay=0.1)
     weight, bias = weight - weight.mean(0), bias - bias.mean()  # what all classes share changes no probability
@@ -130,9 +139,17 @@ def test_what_the_result_depends_on():
     assert torch.equal(state, torch.get_rng_state()) and h.grad is None
 
 
+@pytest.mark.parametrize(("n", "batch"), [(30, 1), (400, 8), (50_000, 1000), (60_000, 1000)])
+def test_fifty_steps_an_epoch_up_to_the_published_batch(n, batch):
+    h, y = torch.arange(2.0 * n).view(n, 2) / n, torch.arange(n) % 2
+    found, told = (linear_probe(h, y, h[:2], y[:2], epochs=1, batch=size) for size in (None, batch))
+    assert torch.equal(found.weight, told.weight)
+    assert not torch.equal(found.weight, linear_probe(h, y, h[:2], y[:2], epochs=1, batch=2 * batch).weight)
+
+
 def test_a_test_class_that_was_never_trained():
     h, y, test_h, test_y = _data(n=200, t=100)
-    probe = linear_probe(h, y, test_h, torch.full_like(test_y, 9), epochs=100, lr=0.1)
+    probe = linear_probe(h, y, test_h, torch.full_like(test_y, 9), epochs=100, lr=0.1, batch=100)
     assert probe.weight.shape == (10, 7) and probe.top1 == 0
 
 
@@ -183,3 +200,96 @@ def test_unlabelled_rows(which):
         linear_probe(h, y, test_h, test_y, epochs=1)
     with pytest.raises(ValueError, match="nothing that needs labels runs"):
         known_labels(torch.tensor([-1]), 1)
+
+
+def _images(n, seed=0, size=16):
+    "Two classes that the mean colour tells apart, in random order."
+    draw = torch.Generator().manual_seed(seed)
+    y = torch.randint(2, (n,), generator=draw)
+    x = torch.randint(156, (n, 3, size, size), generator=draw) + 100 * y.view(-1, 1, 1, 1)
+    return Images(x.to(torch.uint8), y, ("dark", "bright"))
+
+
+def _net():
+    "Small, with running statistics that a careless evaluation would move and dropout that it would draw from."
+    torch.manual_seed(0)
+    conv, norm = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)
+    pool = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    net = torch.nn.Sequential(conv, norm, torch.nn.Dropout(0.5), torch.nn.ReLU(), pool)
+    norm.eval()
+    return net
+
+
+VIEW = replace(CROP_FLIP, size=16)
+
+
+def test_views_leave_the_network_as_it_was():
+    net = _net()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    modes = [module.training for module in net.modules()]
+    probe = linear_probe_with_views(net, _images(90), _images(40, 1), epochs=3, batch=32, augmentation=VIEW)
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert modes == [module.training for module in net.modules()] and modes[0] and not modes[2]
+    assert all(p.grad is None and p.requires_grad for p in net.parameters())
+    again = linear_probe_with_views(net, _images(90), _images(40, 1), epochs=3, batch=32, augmentation=VIEW)
+    assert torch.equal(probe.weight, again.weight) and probe.test_history == again.test_history
+    other = linear_probe_with_views(net, _images(90), _images(40, 1), epochs=3, batch=32, augmentation=VIEW, seed=1)
+    assert not torch.equal(probe.weight, other.weight)
+
+
+def test_views_learn_and_name_the_best_epoch():
+    test = _images(60, 1)
+    probe = linear_probe_with_views(_net(), _images(200), test, epochs=15, batch=50, augmentation=VIEW)
+    assert probe.top1 > 0.9 and probe.top5 is None and probe.weight.shape == (2, 4)
+    assert probe.top1 == probe.test_history[-1] and probe.best_top1 == max(probe.test_history)
+    assert probe.test_history[probe.best_epoch - 1] == probe.best_top1 and len(probe.history) == 15
+    h = extract_features(_net(), test, augmentation=VIEW)
+    assert probe.top1 == top_k_accuracy(F.linear(h, probe.weight, probe.bias), test.y)
+
+
+def test_views_step_by_step_where_the_views_are_plain():
+    "With the whole image as its only crop the protocol is SGD on fixed features: retyped here with CosineAnnealingLR."
+    from wssl.core.seeds import generator
+
+    view = replace(VIEW, scale=(1.0, 1.0), ratio=(1.0, 1.0), p_flip=0.0)
+    net, train, test = _net(), _images(70), _images(30, 1)
+    probe = linear_probe_with_views(net, train, test, epochs=4, batch=20, augmentation=view, weight_decay=0.01)
+    h = extract_features(net, train, augmentation=view).double()
+    draw = generator(0, "views probe")
+    layer = torch.nn.Linear(4, 2, dtype=torch.float64)
+    layer.weight.data, layer.bias.data = 0.01 * torch.randn(2, 4, generator=draw).double(), torch.zeros(2).double()
+    optimizer = torch.optim.SGD(layer.parameters(), 0.3, momentum=0.9, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4)
+    for _ in range(4):
+        order = torch.randperm(70, generator=draw)
+        for step in range(3):  # the last 10 of 70 are left out
+            rows = order[20 * step : 20 * step + 20]
+            optimizer.zero_grad()
+            F.cross_entropy(layer(h[rows]), train.y[rows]).backward()
+            optimizer.step()
+        schedule.step()
+    torch.testing.assert_close(probe.weight.double(), layer.weight.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(probe.bias.double(), layer.bias.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_view_is_a_crop_and_a_flip_alone():
+    chances = [CROP_FLIP.p_jitter, CROP_FLIP.p_gray, CROP_FLIP.p_blur, CROP_FLIP.p_solarize]
+    assert chances == [0] * 4 and CROP_FLIP.p_flip == 0.5
+    assert CROP_FLIP.scale == (0.08, 1.0) and CROP_FLIP.interpolation == "bilinear"
+    white = torch.full((20, 3, 8, 8), 255, dtype=torch.uint8)
+    (value,) = view_features(
+        torch.nn.Flatten(), white, replace(VIEW, mean=(0.0,) * 3, std=(1.0,) * 3), torch.Generator().manual_seed(0)
+    ).unique()
+    assert value == 1
+
+
+def test_bad_images_are_one_sentence():
+    train, test, net = _images(40), _images(20, 1), _net()
+    without = replace(train, y=torch.full_like(train.y, -1))
+    with pytest.raises(ValueError, match="nothing that needs labels runs"):
+        linear_probe_with_views(net, without, test, epochs=1, batch=10)
+    with pytest.raises(ValueError, match="nothing that needs labels runs"):
+        linear_probe_with_views(net, train, without, epochs=1, batch=10)
+    for bad in ({"epochs": 0}, {"batch": 41}, {"batch": 0}, {"lr": 0}):
+        with pytest.raises(ValueError, match=r"^expected .*; received "):
+            linear_probe_with_views(net, train, test, **{"batch": 10, **bad})
