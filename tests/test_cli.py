@@ -163,6 +163,43 @@ def test_train_table_and_evaluate_as_processes(tmp_path):
     assert missing.returncode == 2 and missing.stderr.count("\n") == 1
 
 
+def test_accuracies_with_their_conditions(tmp_path, capsys):
+    import json
+
+    assert main(["train", "--out", str(tmp_path / "run"), "--seed", "3", *TINY]) == 0
+    capsys.readouterr()
+    command = ["evaluate", str(tmp_path / "run"), "--protocol", "knn,linear,views,semi", "--json", str(tmp_path / "o")]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    for said in (
+        "alignw2-none on digits, encoder small", "1 epochs, batch 40, one seed (3)", "evaluated on the test set (40 images)",
+        "k = 5, cosine, tau = 0.1", "k = 5, Euclidean, majority", "500 epochs, last epoch", "chosen on the evaluated images",
+        "10% of the labels (10 images)", "top-5",
+    ):  # fmt: skip
+        assert said in out, said
+    found = json.loads((tmp_path / "o").read_text())
+    assert [line["protocol"] for line in found["accuracies"]] == ["knn"] * 3 + ["linear"] + ["views"] * 2 + ["semi"] * 2
+    assert found["accuracies"][0]["top1"] == found["knn"] and all(
+        0 <= line["top1"] <= 1 for line in found["accuracies"]
+    )
+    assert "protocols among knn" in one_sentence(capsys, "evaluate", tmp_path / "run", "--protocol", "knn,best")
+
+
+def test_without_labels_no_accuracy(tmp_path, capsys):
+    from PIL import Image
+
+    for number in range(12):
+        for split in ("train", "test"):
+            (tmp_path / "images" / split).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (number * 20, 9, 99)).save(tmp_path / "images" / split / f"{number}.png")
+    words = ["--source", f"folder:{tmp_path / 'images'}", "--epochs", "1", "--batch", "6", "--size", "16"]
+    assert main(["train", "--out", str(tmp_path / "run"), *words]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run"), "--protocol", "linear,semi"]) == 0
+    out = capsys.readouterr().out
+    assert "nothing that needs labels ran" in out and "top-1" not in out and "w2" in out
+
+
 def test_a_record_is_written_on_request(tmp_path, capsys):
     from tests.checkout import make_checkout
     from wssl.companion.records import read_runs

@@ -30,6 +30,41 @@ def test_same_votes_as_sklearn(k, temperature):
     assert knn_predict(train_h, train_y, test_h, k, temperature).tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("k", [1, 2, 5, 120])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_majority_is_that_of_sklearn(k, dtype):
+    "Features far from the origin, of different scales, un-normalised; ties to the smaller class."
+    train_h, train_y, test_h, test_y = _data(d=4)
+    scale = torch.tensor([5.0, 1.0, 0.3, 2.0], dtype=torch.float64)
+    train_h, test_h = ((30 + h * scale).to(dtype) for h in (train_h, test_h))
+    reference = KNeighborsClassifier(k, algorithm="brute").fit(train_h.numpy(), train_y.numpy())
+    predicted = knn_predict(train_h, train_y, test_h, k, vote="majority", chunk=7)
+    assert predicted.tolist() == reference.predict(test_h.numpy()).tolist()
+    assert knn_accuracy(train_h, train_y, test_h, test_y, k, vote="majority") == pytest.approx(
+        reference.score(test_h.numpy(), test_y.numpy())
+    )
+
+
+@pytest.mark.parametrize("top", [1, 2, 3])
+def test_top_guesses_of_the_votes_of_the_w2_code(top):
+    "exp(cos) without a temperature, by sums over all classes."
+    train_h, train_y, test_h, test_y = _data()
+    cosine = torch.nn.functional.cosine_similarity(test_h.unsqueeze(1), train_h.unsqueeze(0), dim=2)
+    right = 0
+    for row, label in zip(cosine, test_y, strict=True):
+        nearest = row.argsort(descending=True)[:20]
+        votes = [float(row[nearest][train_y[nearest] == c].exp().sum()) for c in range(4)]
+        right += int(label) in sorted(range(4), key=lambda c, votes=votes: -votes[c])[:top]
+    assert knn_accuracy(train_h, train_y, test_h, test_y, 20, 1.0, top=top) == pytest.approx(right / len(test_y))
+
+
+def test_unlabelled_rows():
+    train_h, train_y, test_h, test_y = _data()
+    for labels in ((train_y.clone().fill_(-1), test_y), (train_y, torch.where(test_y == 0, -1, test_y))):
+        with pytest.raises(ValueError, match="nothing that needs labels runs"):
+            knn_accuracy(train_h, labels[0], test_h, labels[1])
+
+
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 999), k=st.integers(1, 30), chunk=st.integers(1, 60))
 def test_the_rule_with_its_loops(seed, k, chunk):
@@ -62,6 +97,8 @@ def test_bad_input_is_one_sentence():
         lambda: knn_accuracy(train_h, train_y, test_h[:, :2], test_y),
         lambda: knn_accuracy(train_h, train_y, test_h, test_y, k=0),
         lambda: knn_accuracy(train_h, train_y, test_h, test_y, temperature=0),
+        lambda: knn_accuracy(train_h, train_y, test_h, test_y, vote="mean"),
+        lambda: knn_accuracy(train_h, train_y, test_h, test_y, top=5),
         lambda: extract_features(torch.nn.Identity(), torch.zeros(2, 3, 8, 8)),
     ):
         with pytest.raises(ValueError, match=r"^expected .*; received "):

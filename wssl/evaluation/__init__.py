@@ -1,5 +1,7 @@
-"""What a representation is worth: features, nearest neighbours, and what they are computed on."""
+"""What a representation is worth: features, nearest neighbours, linear probes, few labels, and what they are computed on."""
 
-from wssl.evaluation.features import evaluating, extract_features
-from wssl.evaluation.knn import knn_accuracy, knn_predict
+from wssl.evaluation.features import evaluating, extract_features, known_labels, top_k_accuracy
+from wssl.evaluation.knn import knn_accuracy, knn_predict, knn_votes
+from wssl.evaluation.linear import CROP_FLIP, LinearProbe, ViewsProbe, linear_probe, linear_probe_with_views
+from wssl.evaluation.semi import SemiSupervised, fine_tune, semi_supervised
 from wssl.evaluation.sources import load_embeddings, load_labels
