@@ -1,6 +1,7 @@
 """Images in memory, their augmented views, and embeddings whose collapse is known."""
 
 from wssl.data.images import Images, load_images, show_images
+from wssl.data.stream import StreamedImages
 from wssl.data.synthetic import (
     LAWS,
     append_zeros,
