@@ -177,7 +177,11 @@ def fails(source, match, root, split="train"):
 def test_unknown_sources_splits_and_paths(tmp_path):
     (tmp_path / "empty").mkdir()
     write_folder(tmp_path / "one", ["1.png"])
-    fails("imagenet", "a source among digits, synthetic, folder:PATH, tar:PATH; received imagenet", tmp_path)
+    fails(
+        "imagenet",
+        "a source among digits, synthetic, cifar10, cifar100, stl10, folder:PATH, tar:PATH, stream:PATH; received imagenet",
+        tmp_path,
+    )
     fails("folder", "a source among", tmp_path)
     fails("digits", "split train or test of digits; received val", tmp_path, "val")
     fails("synthetic", "split train or test of synthetic; received val", tmp_path, "val")
@@ -246,7 +250,7 @@ def test_odd_members_are_passed_over(tmp_path):
     assert [name for name, _ in tar_members(archive)] == ["train/cat/1.png"]
     assert len(load_images("tar:odd.tar", root=tmp_path)) == 1
     written = [path for path in sorted(tmp_path.parent.rglob("*")) if path not in before]
-    assert {path.name for path in written if path.is_file()} == {"pixels.u8", "names.json"}
+    assert {path.name for path in written if path.is_file()} == {"pixels.u8", "listing.json"}
 
 
 # ---- the cache

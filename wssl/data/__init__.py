@@ -2,6 +2,7 @@
 
 from wssl.data.crops import CROP_FLIP, VIEWS, MultiCrop, local_size, views_named
 from wssl.data.images import Images, load_images, show_images
+from wssl.data.stream import StreamedImages
 from wssl.data.synthetic import (
     LAWS,
     append_zeros,

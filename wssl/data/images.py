@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['SHAPES', 'IMAGE_SUFFIXES', 'SPLITS', 'SOURCES', 'Images', 'class_shuffle', 'class_subset', 'split_rows', 'digits',
            'synthetic', 'is_image_name', 'folder_files', 'tar_members', 'decode', 'decode_all', 'cache_key',
-           'progress_line', 'decoded', 'write_decoded', 'split_of_names', 'files_source', 'find_path', 'load_images',
-           'show_images']
+           'progress_line', 'alone', 'room_for', 'open_decoded', 'listing_checksum', 'write_decoded', 'kept', 'decoded',
+           'split_of_names', 'rows_of_split', 'files_source', 'find_path', 'load_images', 'show_images']
 
 # %% ../../nbs/5_data/images.ipynb #7452c35c
+import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -22,6 +24,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
@@ -80,6 +83,14 @@ class Images:
     def to(self, device) -> "Images":
         "The same images on `device`."
         return replace(self, x=self.x.to(device), y=self.y.to(device))
+
+    def batches(
+        self,
+        rows_per_step: Iterable[Tensor],  # Row numbers of each step, on any device
+    ) -> Iterator[Tensor]:  # uint8 (n, 3, H, W), on the device of `x`
+        "The images of each step, in the order of its rows."
+        for rows in rows_per_step:
+            yield self.x[rows.to(self.x.device)]
 
 # %% ../../nbs/5_data/images.ipynb #7695b86f
 def class_shuffle(
@@ -276,6 +287,7 @@ def cache_key(
 # %% ../../nbs/5_data/images.ipynb #7fbd3fcb
 def progress_line(
     label: str,  # What is being done
+    unit: str = "images",  # What is counted
     every: float = 0.2,  # Seconds between updates on a terminal; 25 times as many elsewhere
 ) -> Callable[[int, bool], None]:  # Takes the count so far, and whether it is the last
     "Counts on one line of a terminal, or on plain lines elsewhere; silent for the first two seconds."
@@ -289,14 +301,127 @@ def progress_line(
         if now - start > 2 and due:
             shown = now
             end = "\n" if done or not terminal else ""
-            sys.stderr.write(
-                "\r" * terminal + f"{label}: {count:,} images, {count / (now - start):,.0f} a second" + end
-            )
+            rate = count / (now - start)
+            sys.stderr.write("\r" * terminal + f"{label}: {count:,} {unit}, {rate:,.0f} a second" + end)
             sys.stderr.flush()
 
     return update
 
 # %% ../../nbs/5_data/images.ipynb #d79ac405
+@contextmanager
+def alone(
+    path: Path,  # The lock: a file that is there while somebody works
+):
+    "One process at a time works inside; the others wait."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        with suppress(OSError):  # a file system without locks: everybody works, and the rename decides
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                break
+        os.close(handle)  # the one we waited for removed this file
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
+
+# %% ../../nbs/5_data/images.ipynb #fac968a7
+@contextmanager
+def room_for(
+    what: str,  # What is being written, for the message
+    folder: Path,  # Where
+):
+    "Turns a full disk into one sentence. Raises `InputError`."
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(
+            f"expected room for {what} in {folder}; received a full disk: make room or let WSSL_CACHE name another folder"
+        ) from None
+
+# %% ../../nbs/5_data/images.ipynb #a377f9ca
+def open_decoded(
+    folder: Path,  # A folder that `write_decoded` wrote
+    size: int,  # Pixels a side
+) -> (
+    tuple[dict, np.ndarray] | None
+):  # Its listing, and uint8 (N, 3, size, size): mapped from the file, private to this process
+    "What `folder` holds; None where it is missing or not what was written."
+    try:
+        listing, path = json.loads((folder / "listing.json").read_text()), folder / "pixels.u8"
+        shape = (len(listing["rows"]), 3, size, size)
+        pixels = np.memmap(path, np.uint8, "c", shape=shape)  # copy on write: a caller's change stays its own
+        whole = path.stat().st_size == pixels.size and listing.pop("checksum") == listing_checksum(
+            listing, zlib.crc32(pixels)
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return (listing, pixels) if whole else None
+
+# %% ../../nbs/5_data/images.ipynb #31797882
+def listing_checksum(
+    listing: dict,  # What is written beside the pixels
+    pixels: int,  # CRC-32 of the pixels
+) -> int:
+    "One CRC-32 of pixels and listing."
+    return zlib.crc32(json.dumps(listing, sort_keys=True).encode(), pixels)
+
+# %% ../../nbs/5_data/images.ipynb #6c17f7c9
+def write_decoded(
+    blocks: Iterable[tuple[list, np.ndarray]],  # (what each row is: a name or a label, uint8 pixels)
+    folder: Path,  # Where they go, as a whole or not at all
+    title: str,  # What they are decoded from, for messages
+    **about,  # More for the listing, as JSON
+):
+    "Write `blocks` into `folder`. Raises `InputError` if there is no image in them, or no room."
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    show, rows, checksum = progress_line(f"decoding {title}"), [], 0
+    temporary = tempfile.TemporaryDirectory(dir=folder.parent, prefix=".decoding-", ignore_cleanup_errors=True)
+    with room_for(f"the decoded images of {title}", folder.parent), temporary as at:
+        with open(Path(at, "pixels.u8"), "wb") as file:
+            for block, pixels in blocks:
+                rows += block
+                checksum = zlib.crc32(content := pixels.tobytes(), checksum)
+                file.write(content)
+                show(len(rows))
+        show(len(rows), done=True)
+        expect(rows, "an archive with images", f"{title} with none")
+        listing = {"rows": rows, **about}
+        listing["checksum"] = listing_checksum(listing, checksum)
+        Path(at, "listing.json").write_text(json.dumps(listing))
+        os.chmod(at, 0o755)
+        try:
+            os.rename(at, folder)
+        except OSError:  # another process was first
+            if not folder.is_dir():
+                raise
+
+# %% ../../nbs/5_data/images.ipynb #c5b621af
+def kept(
+    folder: Path,  # Where the decoded images are, or go
+    size: int,  # Pixels a side
+    make: Callable[[], tuple[Iterable, dict]],  # Gives the blocks, and what else belongs into the listing
+    title: str,  # What they are decoded from, for messages
+) -> tuple[dict, np.ndarray]:  # Listing, and uint8 (N, 3, size, size)
+    "The decoded images in `folder`; made by one process, while others wait, where they are missing or damaged."
+    held = open_decoded(folder, size)
+    if held is None:
+        with alone(folder.with_name(f".{folder.name}.lock")):
+            held = open_decoded(folder, size)  # another process may have made it while we waited
+            if held is None:
+                shutil.rmtree(folder, ignore_errors=True)
+                blocks, about = make()
+                write_decoded(blocks, folder, title, **about)
+                held = open_decoded(folder, size)
+    expect(held, f"to read from {folder} what was just written there", "something else: the disk may be failing")
+    return held
+
+# %% ../../nbs/5_data/images.ipynb #217911b6
 def decoded(
     path: Path,  # Folder or archive
     size: int,  # Pixels a side
@@ -305,38 +430,9 @@ def decoded(
     "All images of `path`, decoded unless they already are."
     names = folder_files(path) if path.is_dir() else []
     folder = cache / "decoded" / f"{path.name.split('.')[0]}-{size}-{cache_key(path, names, size)}"
-    listing, pixels = folder / "names.json", folder / "pixels.u8"
-    if not listing.is_file() or pixels.stat().st_size != len(json.loads(listing.read_text())) * 3 * size**2:
-        shutil.rmtree(folder, ignore_errors=True)  # damaged, or not there
-        files = ((name, path / name) for name in names) if names else tar_members(path)
-        write_decoded(decode_all(files, size), folder, path)
-    names = json.loads(listing.read_text())
-    return names, np.memmap(pixels, np.uint8, "r", shape=(len(names), 3, size, size))
-
-# %% ../../nbs/5_data/images.ipynb #fac968a7
-def write_decoded(
-    blocks: Iterable[tuple[list[str], np.ndarray]],  # (names, pixels)
-    folder: Path,  # Where they go, as a whole or not at all
-    path: Path,  # What they are decoded from, for messages
-):
-    "Write `blocks` into `folder`. Raises `InputError` if there is no image in them."
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    show, names = progress_line(f"decoding {path.name}"), []
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".decoding-", ignore_cleanup_errors=True) as temporary:
-        with open(Path(temporary, "pixels.u8"), "wb") as file:
-            for block, pixels in blocks:
-                names += block
-                file.write(pixels.tobytes())
-                show(len(names))
-        show(len(names), done=True)
-        expect(names, "an archive with images", f"{path} with none")
-        Path(temporary, "names.json").write_text(json.dumps(names))
-        os.chmod(temporary, 0o755)
-        try:
-            os.rename(temporary, folder)
-        except OSError:  # another process was first
-            if not folder.is_dir():
-                raise
+    files = ((name, path / name) for name in names) if names else tar_members(path)
+    listing, pixels = kept(folder, size, lambda: (decode_all(files, size), {}), path.name)
+    return listing["rows"], pixels
 
 # %% ../../nbs/5_data/images.ipynb #1a8d6597
 SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "unlabeled", "unlabelled"})
@@ -356,15 +452,14 @@ def split_of_names(
     return [None] * len(paths), [path[0] if len(path) > 1 else None for path in paths]
 
 # %% ../../nbs/5_data/images.ipynb #bbf67a2d
-def files_source(
-    path: Path,  # Folder or archive
+def rows_of_split(
+    names: list[str],  # Paths of images, with "/"
     split: str,  # Which part
-    size: int,  # Pixels a side
-    cache: Path,  # Folder that holds decoded images
-    source: str,  # How the result calls itself
-) -> Images:
-    "The images of one split of a folder or an archive. Raises `InputError` if there is no such split."
-    names, pixels = decoded(path, size, cache)
+    path: Path,  # Where they lie, for messages
+) -> tuple[
+    Tensor, Tensor, tuple[str, ...]
+]:  # (row numbers in the order of the names, their labels, names of the classes)
+    "Which of `names` belong to a split, and their classes. Raises `InputError` if there is no such split."
     splits, labels = split_of_names(names, split)
     classes = tuple(sorted({label for label in labels if label is not None}))
     index = {label: k for k, label in enumerate(classes)}
@@ -376,10 +471,23 @@ def files_source(
         expect(len(rows), f"one of the splits of {path} ({', '.join(sorted(set(splits)))})", split)
     expect(len(rows), f"enough images in {path} for a split {split}", len(names))
     rows = rows[torch.tensor(np.argsort(np.array(names, dtype=object)[rows.numpy()], kind="stable"))]
-    return Images(torch.from_numpy(np.asarray(pixels[rows.numpy()])), y[rows], classes, source)
+    return rows, y[rows], classes
+
+# %% ../../nbs/5_data/images.ipynb #2a84e44b
+def files_source(
+    path: Path,  # Folder or archive
+    split: str,  # Which part
+    size: int,  # Pixels a side
+    cache: Path,  # Folder that holds decoded images
+    source: str,  # How the result calls itself
+) -> Images:
+    "The images of one split of a folder or an archive. Raises `InputError` if there is no such split."
+    names, pixels = decoded(path, size, cache)
+    rows, y, classes = rows_of_split(names, split, path)
+    return Images(torch.from_numpy(np.asarray(pixels[rows.numpy()])), y, classes, source)
 
 # %% ../../nbs/5_data/images.ipynb #d8e8ab82
-SOURCES = ("digits", "synthetic", "folder:PATH", "tar:PATH")
+SOURCES = ("digits", "synthetic", "cifar10", "cifar100", "stl10", "folder:PATH", "tar:PATH", "stream:PATH")
 
 
 def find_path(
@@ -399,22 +507,32 @@ def find_path(
 
 # %% ../../nbs/5_data/images.ipynb #41df6775
 def load_images(
-    source: str,  # "digits", "synthetic", "folder:PATH" or "tar:PATH"
-    split: str = "train",  # "train", "test", or another split that the folder names
+    source: str,  # One of `SOURCES`, PATH replaced
+    split: str = "train",  # "train", "test", "unlabeled" for stl10, or another split that the folder names
     size: int = 32,  # Pixels a side
     root: str
     | Path
-    | None = None,  # Where a relative PATH is also looked for and decoded images are kept; None: `cache_dir()`
-) -> Images:
-    "Images of `source` in memory. Raises `InputError` for an unknown source or split, a missing path, a broken image or archive."
+    | None = None,  # Where a relative PATH is also looked for, archives and decoded images are kept; None: `cache_dir()`
+):  # Images; for stream:PATH StreamedImages
+    "Images of `source`. Raises `InputError` for an unknown source or split, a missing path, a broken image or archive, no network."
     expect(size >= 1, "a size of at least 1 pixel", size)
-    kind, _, path = source.partition(":")
+    kind, colon, path = source.partition(":")
+    expect(source in SOURCES or (colon and f"{kind}:PATH" in SOURCES), f"a source among {', '.join(SOURCES)}", source)
     if source in ("digits", "synthetic"):
         expect(split in ("train", "test"), f"split train or test of {source}", split)
         return {"digits": digits, "synthetic": synthetic}[source](split, size)
-    expect(kind in ("folder", "tar") and ":" in source, f"a source among {', '.join(SOURCES)}", source)
     cache = Path(root).expanduser() if root else cache_dir()
-    return files_source(find_path(path, kind, cache), split, size, cache, f"{kind}:{Path(path).name} {split}")
+    if not colon:
+        from wssl.data.archives import archive_source  # needs torchvision, and this module
+
+        return archive_source(source, split, size, cache)
+    found = find_path(path, "tar" if kind == "tar" else "folder", cache)
+    name = f"{kind}:{Path(path).name} {split}"
+    if kind == "stream":
+        from wssl.data.stream import stream_source  # needs this module
+
+        return stream_source(found, split, size, name)
+    return files_source(found, split, size, cache, name)
 
 # %% ../../nbs/5_data/images.ipynb #8e94370d
 def show_images(
