@@ -280,9 +280,12 @@ def test_gradcheck(shape):
     assert torch.autograd.gradcheck(lambda z: wasserstein_uniformity(z, normalize=False, squared=True), z)
 
 
-def test_differentiable_once():
+@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize("tall", [False, True])
+def test_differentiable_once(monkeypatch, squared, tall):
+    monkeypatch.setattr(module, "_is_tall", lambda z: tall)
     z = draw(12, 5).requires_grad_()
-    (grad,) = torch.autograd.grad(wasserstein_uniformity(z), z, create_graph=True)
+    (grad,) = torch.autograd.grad(wasserstein_uniformity(z, squared=squared), z, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
 

@@ -31,7 +31,8 @@ def gram(
     x = x.detach()
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return x.T @ x
-    if torch.get_num_threads() > 2 and x.shape[0] * x.shape[1] ** 2 > 2**28:
+    work = x.shape[0] * x.shape[1] ** 2
+    if work < 2**20 or (work > 2**28 and torch.get_num_threads() > 2):  # too little to change libraries for
         return x.T @ x
     with (
         _numpy_blas().limit(limits=1),

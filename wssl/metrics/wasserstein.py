@@ -36,13 +36,13 @@ def _root_and_inverse(cov, x=None, n=1):
     values, vectors = torch.linalg.eigh(cov)
     tau = 5e-4 if cov.dtype == torch.float32 else 1e-7
     roots, vectors = (_eigenvalue_roots(values), vectors) if x is None else _refined(values, vectors, x, n)
-    half = (roots.square() + tau**2 * values[-1]).clamp_min(torch.finfo(cov.dtype).tiny) ** -0.25
-    return roots.sum(), gram((vectors * half).T)
+    damped = (roots.square() + tau**2 * values[-1]).clamp_min(torch.finfo(cov.dtype).tiny)
+    return roots.sum(), (vectors * damped.rsqrt()) @ vectors.T
 
 # %% ../../nbs/2_metrics/wasserstein.ipynb #2986c290
 def _refined(values, vectors, x, n):
     "Roots of the eigenvalues and eigenvectors of C = x^T x / n, the small ones from x itself."
-    small = int((values < min(1e-4, 0.5 / len(values)) * values[-1]).sum())
+    small = int(torch.searchsorted(values, min(1e-4, 0.5 / len(values)) * values[-1]))
     if small == 0:
         return values.clamp_min(0).sqrt(), vectors
     ritz, turn = torch.linalg.eigh(gram((x @ vectors[:, :small]).double()) / n)
@@ -54,28 +54,28 @@ _SHORTEST = 1e-12  # Rows no longer than this are divided by it and get no gradi
 
 
 def _lengths(z):
-    "Length of each row, shape (n, 1)."
-    return torch.linalg.vector_norm(z, dim=1, keepdim=True)
+    "Length of each row, at least `_SHORTEST`, shape (n, 1)."
+    return torch.linalg.vector_norm(z, dim=1, keepdim=True).clamp_min(_SHORTEST)
 
 
 def _unit(z, out=None):
     "`normalize_rows`, of which no gradient is asked."
     z = widen(z)
-    return torch.div(z, _lengths(z).clamp_min(_SHORTEST), out=out)
+    return torch.div(z, _lengths(z), out=out)
 
 # %% ../../nbs/2_metrics/wasserstein.ipynb #cd972189
-def _before_unit(grad, rows, z, work=None):
+def _before_unit(grad, rows, lengths, work=None):
     "Gradient with respect to `z` from that with respect to `rows = _unit(z)`, in place."
-    lengths = _lengths(widen(z))
     along = torch.mul(grad, rows, out=work).sum(1, keepdim=True)
-    return grad.addcmul_(rows, along, value=-1).mul_(torch.where(lengths > _SHORTEST, 1 / lengths, 0))
+    return grad.addcmul_(rows, along, value=-1).mul_((lengths > _SHORTEST) / lengths)
 
 # %% ../../nbs/2_metrics/wasserstein.ipynb #da8e9cbd
 def _centre(z, group=None):
     "Rows about the mean over all processes, and that mean."
-    rows = z - z[:1]
+    first = z[:1]
+    rows = z - first
     offset = rows.mean(0, keepdim=True)
-    rows, mean = rows - offset, z[:1] + offset
+    rows, mean = rows.sub_(offset), first + offset
     if world_size(group) == 1:
         return rows, mean
     everywhere = all_reduce_sum(mean, group) / world_size(group)
@@ -104,7 +104,7 @@ def _reading(z, normalize=True, group=None):
 def _by_gram(rows, by_rows, total, group, solver):
     "Variance, tr Sigma^(1/2), and sqrt(n) times the polar factor of centred `rows`, from the smaller Gram matrix."
     cov = (gram(rows.T) if by_rows else all_reduce_sum(gram(rows), group)) / total
-    variance = cov.diagonal().sum()
+    variance = cov.trace()
     if not by_rows:
         # several processes refine nothing: the number of small eigenvalues must not differ between them
         root, inverse = solver(
@@ -130,62 +130,87 @@ def _statistics(z, group=None):
     power = variance + mean.square().sum()
     alive = variance > (2 * torch.finfo(z.dtype).eps) ** 2 * power
     polar = polar[rank(group) * n :][:n] if by_rows else polar
-    return power, torch.where(alive, root, 0), torch.where(alive, polar, 0)
+    return power, root * alive, polar * alive
 
-# %% ../../nbs/2_metrics/wasserstein.ipynb #89f4bb67
-class _RootTrace(torch.autograd.Function):
-    "mean |z|^2 and tr Sigma^(1/2); the gradient of the second is the polar factor. Differentiable once."
+# %% ../../nbs/2_metrics/wasserstein.ipynb #4bbd0e38
+def _loss(squared_distance, squared, eps):
+    "W2 or its square from W2^2, and the derivative by W2^2; below 4 rounding units `eps` the root is a straight line, below 0 it is 0."
+    if squared:
+        return squared_distance, 1
+    line = 4 * eps
+    curve, chord = squared_distance.clamp_min(line).sqrt(), squared_distance.clamp_min(0) / line**0.5
+    slope = (
+        torch.where(squared_distance > line, 0.5, 1.0) * (squared_distance > 0) / curve
+    )  # 0.5 and 1 are exact in any type
+    return torch.minimum(curve, chord), slope
+
+# %% ../../nbs/2_metrics/wasserstein.ipynb #6c178393
+class _Loss(torch.autograd.Function):
+    "W2 or its square with tr Sigma^(1/2) times `factor`; the gradient is the polar factor's. Differentiable once."
 
     @staticmethod
-    def forward(ctx, z, normalize, group):
-        rows = _unit(z) if normalize else widen(z)
+    def forward(ctx, z, normalize, squared, factor, group):
+        wide = widen(z)
+        lengths = _lengths(wide) if normalize else None
+        rows = wide / lengths if normalize else wide
         power, root, polar = _statistics(rows, group)
-        ctx.save_for_backward(z, rows, polar.to(rows.dtype))
-        ctx.normalize = normalize
-        return power, root
+        value, slope = _loss(_eq8(power, factor * root, z.shape[1]), squared, torch.finfo(rows.dtype).eps)
+        ctx.save_for_backward(z, rows, polar.to(rows.dtype), lengths)
+        ctx.slope, ctx.factor = slope, factor
+        return value.to(rows.dtype)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_power, grad_root):
-        z, rows, polar = ctx.saved_tensors
-        if ctx.normalize:  # the gradient of mean |z|^2 lies along the rows
-            grad = _before_unit(polar * (grad_root / len(z)), rows, z)
-        else:
-            grad = (2 * grad_power * rows + grad_root * polar) / len(z)
-        return grad.to(z.dtype), None, None
+    def backward(ctx, grad):
+        return _Loss.slope(ctx, grad, *ctx.saved_tensors), None, None, None, None
+
+    @staticmethod
+    @once_differentiable  # with `z` among the arguments a second derivative is an error, not silently 0
+    def slope(ctx, grad, z, rows, polar, lengths):
+        pull = 2 / len(rows) * grad * ctx.slope
+        grad = polar * (-ctx.factor / rows.shape[1] ** 0.5 * pull)
+        # the gradient of mean |z|^2 lies along the rows
+        grad = grad.add_(pull * rows) if lengths is None else _before_unit(grad, rows, lengths)
+        return grad.to(z.dtype)
 
 # %% ../../nbs/2_metrics/wasserstein.ipynb #feaa1cda
-class _TallRootTrace(torch.autograd.Function):
-    "`_RootTrace` of many rows, normalised and multiplied in chunks. Differentiable once."
+class _TallLoss(torch.autograd.Function):
+    "`_Loss` of many rows, normalised and multiplied in chunks. Differentiable once."
 
     @staticmethod
-    def forward(ctx, z, normalize, group):
+    def forward(ctx, z, normalize, squared, factor, group):
         moments = Moments(z.shape[1]).update(z, _unit if normalize else widen).reduce(group)
         cov, mean, wide = moments.cov, moments.mean, widen(z[:0]).dtype
         variance = cov.trace()
         power = variance + mean.square().sum()
         root, inverse = _root_and_inverse(cov)
         alive = variance > (2 * torch.finfo(wide).eps) ** 2 * power
-        ctx.save_for_backward(z, mean.to(wide), torch.where(alive, inverse, 0).to(wide))
-        ctx.normalize, ctx.share = normalize, world_size(group) / moments.count
-        return power, torch.where(alive, root, 0)
+        value, slope = _loss(_eq8(power, factor * root * alive, len(mean)), squared, torch.finfo(wide).eps)
+        ctx.save_for_backward(z, mean.to(wide), (inverse * alive * (-factor / len(mean) ** 0.5)).to(wide))
+        ctx.normalize, ctx.pull = normalize, 2 * world_size(group) / moments.count * slope
+        return value.to(wide)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _TallLoss.slope(ctx, grad, *ctx.saved_tensors), None, None, None, None
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_power, grad_root):
-        z, mean, inverse = ctx.saved_tensors
-        inverse, pull, grad = inverse * (grad_root * ctx.share), 2 * grad_power * ctx.share, torch.empty_like(z)
+    def slope(ctx, grad, z, mean, inverse):
+        pull, grad = (ctx.pull * grad).to(mean), torch.empty_like(z)
+        inverse = inverse * pull
 
         def fill(z, grad):
             memory = inverse.new_empty(3, CHUNK // 4, z.shape[1])  # asked for once, not for every chunk
             for chunk, out in zip(z.split(CHUNK // 4), grad.split(CHUNK // 4), strict=True):
                 rows, slope, work = memory[:, : len(chunk)]
-                rows = _unit(chunk, rows) if ctx.normalize else rows.copy_(chunk)
+                wide = widen(chunk)
+                lengths = _lengths(wide) if ctx.normalize else None
+                rows = torch.div(wide, lengths, out=rows) if ctx.normalize else rows.copy_(chunk)
                 torch.mm(torch.sub(rows, mean, out=work), inverse, out=slope)
-                out.copy_(_before_unit(slope, rows, chunk, work) if ctx.normalize else slope.add_(pull * rows))
+                out.copy_(_before_unit(slope, rows, lengths, work) if ctx.normalize else slope.add_(pull * rows))
 
         in_spans(fill, z, grad)
-        return grad, None, None
+        return grad
 
 # %% ../../nbs/2_metrics/wasserstein.ipynb #3f0ae229
 def _minimax_quintic(low, high):
@@ -327,17 +352,11 @@ def _correction(roots, n, m):
     return ((n / (n - 1)) ** 0.5 / (weight @ f)).item()
 
 # %% ../../nbs/2_metrics/wasserstein.ipynb #136ab85b
-def _safe_sqrt(x, dtype=None):
-    "Square root; a straight line below 4 rounding units of `dtype`, 0 below 0."
-    line = 4 * torch.finfo(dtype or x.dtype).eps
-    return torch.where(x > line, x.clamp_min(line).sqrt(), x.clamp_min(0) / line**0.5)
+def _finish(value, squared):
+    "The reading, W2 or its square, from W2^2: never negative."
+    return value.clamp_min(0) if squared else value.clamp_min(0).sqrt()
 
 # %% ../../nbs/2_metrics/wasserstein.ipynb #6277dee4
-def _finish(value, squared, learning=None):
-    "W2 or its square from W2^2. A reading is never negative; a loss, `learning` in some dtype, is left as it is."
-    return _safe_sqrt(value, learning) if not squared else value if learning else value.clamp_min(0)
-
-# %% ../../nbs/2_metrics/wasserstein.ipynb #bf5e1ddc
 def wasserstein_uniformity(
     z,  # Embeddings (n, m), any floating-point type; as a loss both views may be stacked to (2n, m)
     normalize: bool = True,  # Divide each row by its length first
@@ -351,17 +370,15 @@ def wasserstein_uniformity(
     z = z if _is_tall(z) else check_finite(z)  # the chunked path looks at the moments instead
     total, m = len(z) * world_size(group), z.shape[1]
     expect(not corrected or total >= 2 * m, f"at least 2m = {2 * m} rows for the corrected form", f"{total}")
-    learning, dtype = z.requires_grad and torch.is_grad_enabled(), widen(z[:0]).dtype
+    learning, factor = z.requires_grad and torch.is_grad_enabled(), 1.0
     with torch.autocast(z.device.type, enabled=False):
         if corrected or not learning:
             total, power, roots = _reading(z, normalize, group)
-            root = roots.sum()
+            factor = _correction(roots, total, m) if corrected else factor  # a constant of the loss: no gradient
         if learning:
             in_chunks = _is_tall(z) and z.device.type == "cpu" and not torch.compiler.is_compiling()
-            power, root = (_TallRootTrace if in_chunks else _RootTrace).apply(z, normalize, group)
-        if corrected:
-            root = root * _correction(roots, total, m)  # a constant of the loss: no gradient
-        return _finish(_eq8(power, root, m), squared, dtype if learning else None).to(dtype)
+            return (_TallLoss if in_chunks else _Loss).apply(z, normalize, squared, factor, group)
+        return _finish(_eq8(power, factor * roots.sum(), m), squared).to(widen(z[:0]).dtype)
 
 # %% ../../nbs/2_metrics/wasserstein.ipynb #9f11d620
 class WassersteinUniformity(Metric):
