@@ -703,4 +703,9 @@ d = { 'settings': { 'branch': 'main',
                                     'wssl.training.loop.save_checkpoint': ('9_training/loop.html#save_checkpoint', 'wssl/training/loop.py'),
                                     'wssl.training.loop.train': ('9_training/loop.html#train', 'wssl/training/loop.py'),
                                     'wssl.training.loop.train_epoch': ('9_training/loop.html#train_epoch', 'wssl/training/loop.py'),
-                                    'wssl.training.loop.train_step': ('9_training/loop.html#train_step', 'wssl/training/loop.py')}}}
+                                    'wssl.training.loop.train_step': ('9_training/loop.html#train_step', 'wssl/training/loop.py')},
+            'wssl.training.optim': { 'wssl.training.optim.LARS': ('9_training/optim.html#lars', 'wssl/training/optim.py'),
+                                     'wssl.training.optim.LARS.__init__': ('9_training/optim.html#lars.__init__', 'wssl/training/optim.py'),
+                                     'wssl.training.optim.LARS._move': ('9_training/optim.html#lars._move', 'wssl/training/optim.py'),
+                                     'wssl.training.optim.LARS.step': ('9_training/optim.html#lars.step', 'wssl/training/optim.py'),
+                                     'wssl.training.optim._adapted': ('9_training/optim.html#_adapted', 'wssl/training/optim.py')}}}
