@@ -1,5 +1,6 @@
 """Images in memory, their augmented views, and embeddings whose collapse is known."""
 
+from wssl.data.crops import CROP_FLIP, VIEWS, MultiCrop, local_size, views_named
 from wssl.data.images import Images, load_images, show_images
 from wssl.data.synthetic import (
     LAWS,
