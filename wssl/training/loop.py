@@ -131,7 +131,7 @@ def _accuracies(train_h, train_y, test_h, test_y, config, online, linear):
     "Shares of the test images that each classifier gets right."
     result = {"knn": knn_accuracy(train_h, train_y, test_h, test_y, config.knn_k)}
     if online is not None:
-        with torch.no_grad():
+        with evaluating(online):
             result["online_top1"] = (online(test_h).argmax(1) == test_y).double().mean().item()
     if linear:
         from wssl.evaluation import linear_probe
@@ -250,8 +250,8 @@ def _method_of(net):
     return net.module if isinstance(net, DistributedDataParallel) else net
 
 # %% ../../nbs/9_training/loop.ipynb #eadce911
-class OnlineProbe(nn.Linear):
-    "A linear classifier trained beside the encoder, by Adam; no gradient reaches the encoder."
+class OnlineProbe(nn.Module):
+    "A linear classifier of standardised representations, trained beside the encoder by Adam; no gradient reaches the encoder."
 
     def __init__(
         self,
@@ -260,9 +260,15 @@ class OnlineProbe(nn.Linear):
         lr: float = 1e-2,  # Learning rate
         device=None,  # Of the representations
     ):
-        super().__init__(dim, classes, device=device)
-        nn.init.zeros_(self.weight), nn.init.zeros_(self.bias)
+        super().__init__()
+        self.norm = nn.BatchNorm1d(dim, affine=False, device=device)
+        self.linear = nn.Linear(dim, classes, device=device)
+        for p in self.linear.parameters():
+            nn.init.zeros_(p)
         self.optimizer = torch.optim.Adam(self.parameters(), lr=lr)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.linear(self.norm(h))
 
     def step(
         self,
