@@ -54,7 +54,7 @@ from ..metrics.spectrum import embedding_std, rankme, singular_spectrum
 from ..metrics.wasserstein import live_fraction, uniformity_floor, wasserstein_uniformity
 from ..models.encoders import encoder, initialised_from
 from ..methods.catalog import method_name
-from .config import TrainConfig, differences, views_of
+from .config import TrainConfig, augmentation_of, differences, views_of
 from .optim import LARS
 
 # %% ../../nbs/9_training/loop.ipynb #4b2a47ed
@@ -100,8 +100,8 @@ def evaluate(
     linear: bool = False,  # Also train a linear classifier on the training images' representations
 ) -> dict:  # name -> number
     "Uniformity, alignment, rank and accuracies of a method, as it stands."
-    views = views_of(config)
-    h = extract_features(method.encoder, test, augmentation=views.augmentation)
+    views, plain = views_of(config), augmentation_of(config)
+    h = extract_features(method.encoder, test, augmentation=plain)
     with evaluating(method):
         z = normalize_rows(torch.cat([method.projector(part) for part in h.split(512)]))
         draw = generator(0, "evaluation views", device=test.x.device)
@@ -120,7 +120,7 @@ def evaluate(
     }
     known, (bank, of_test) = test.y >= 0, (images.take(images.y >= 0) for images in (train, test))
     if len(bank) and len(of_test):
-        features = extract_features(method.encoder, bank, augmentation=views.augmentation)
+        features = extract_features(method.encoder, bank, augmentation=plain)
         result |= _accuracies(features, bank.y, h[known], of_test.y, config, online, linear)
     if spectrum:
         result["spectrum"] = singular_spectrum(z).tolist()
@@ -137,7 +137,8 @@ def _accuracies(train_h, train_y, test_h, test_y, config, online, linear):
         from wssl.evaluation import linear_probe
 
         found = linear_probe(train_h, train_y, test_h, test_y, seed=config.seed)
-        result |= {"linear_top1": float(found.top1), "linear_top5": float(found.top5)}
+        shares = {"linear_top1": found.top1, "linear_top5": found.top5}  # no top 5 of five classes
+        result |= {name: float(share) for name, share in shares.items() if share is not None}
     return result
 
 # %% ../../nbs/9_training/loop.ipynb #4ae0d5bd
