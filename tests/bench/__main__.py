@@ -7,7 +7,7 @@ from datetime import date
 
 import pandas as pd
 
-from tests.bench import augmentation, solvers, uniformity
+from tests.bench import augmentation, solvers, step, uniformity
 from tests.bench.harness import THREADS, ceilings, limit_threads
 from wssl.core.environment import environment
 from wssl.core.paths import project_root, write_atomically
@@ -23,6 +23,10 @@ TOPICS = {
     "augmentation": (
         "Views of images against torchvision",
         lambda ceiling, repeats: augmentation.measure(repeats=min(repeats, 5)),
+    ),
+    "step": (
+        "A training step, BYOL with the small encoder, batch 256, 256 dimensions: what the loop and W2 add",
+        lambda ceiling, repeats: step.measure(max(repeats, 50)),
     ),
 }
 
