@@ -55,7 +55,7 @@ def test_a_run_is_its_directory(whole):
     assert [line["epoch"] for line in whole.history] == [0, 1, 2, 3]
     assert [line["step"] for line in whole.history] == [0, 3, 6, 9]
     names = sorted(path.name for path in whole.path.iterdir())
-    assert names == ["checkpoint-6", "checkpoint-9", "config.json", "metrics.jsonl", "summary.json"]
+    assert names == [".lock", "checkpoint-6", "checkpoint-9", "config.json", "metrics.jsonl", "summary.json"]
     again = Run.read(whole.path)
     assert again.config.identity() == SMALL.identity() and _numbers(again) == _numbers(whole)
     assert 0 <= whole.final["knn"] <= 1 and 0 <= whole.final["w2"] <= math.sqrt(2) and whole.final["lu"] <= 0
@@ -200,7 +200,7 @@ def test_the_regularizer_is_added_to_any_method_with_its_weight(tmp_path):
     config = replace(SMALL, method=SimCLR(hidden=32, out=16), weight=3.0, weight_end=1.0)
     method = loop.build_method(config)
     images, _ = loop.load_data(config)
-    views = loop.TwoViews(loop.augmentation_of(config))(images.x[:40], loop.generator(0, "test"))
+    views = loop.views_of(config)(images.x[:40], loop.generator(0, "test"))
     output = method(views)
     torch.testing.assert_close(loop.build_method(config)(views).loss, output.loss)
     expected = torch.autograd.grad(output.loss + 2.0 * w2_of_views(*output.z), list(method.parameters()))
@@ -256,8 +256,17 @@ def test_holdout_never_touches_the_test_set(monkeypatch):
         ({"lr": float("nan")}, "lr as a number above 0; received nan"),
         ({"batch": True}, "batch as a whole number of at least 2; received True"),
         ({"weight": 0.2}, "a regularizer"),
-        ({"augmentation": "none"}, "augmentation w2, small, digits; received 'none'"),
-        ({"encoder": "vgg"}, "encoder small"),
+        ({"augmentation": "none"}, "augmentation w2, small, digits, solo"),
+        ({"augmentation": "swav"}, "; received 'swav'"),
+        ({"encoder": "vgg"}, "encoder small, resnet18"),
+        ({"stem": "34"}, "a stem for a ResNet only; received stem 34 for small"),
+        ({"encoder": "resnet18", "stem": "7"}, "stem 32, 34, imagenet; received '7'"),
+        ({"optimizer": "adamw"}, "optimizer adam, sgd, lars; received 'adamw'"),
+        ({"lr_end": 2}, "lr_end as a number of at least 0 and at most 1; received 2"),
+        ({"lr_bias": 0}, "lr_bias as a number above 0; received 0"),
+        ({"precision": "float16"}, "precision float32, bfloat16; received 'float16'"),
+        ({"compile": "yes"}, "compile as true or false; received 'yes'"),
+        ({"probe": "linear"}, "probe none, offline; received 'linear'"),
         ({"method": {"name": "byol", "momentun": 0.9}}, "received momentun"),
         ({"epoch": 3}, "received epoch"),
     ],

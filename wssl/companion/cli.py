@@ -188,7 +188,7 @@ def run_train(
     options,  # What the parser returned
 ) -> int:  # 0, or 1 where training failed
     "Train, and say where the results are."
-    from wssl.core.collectives import WORLD, rank
+    from wssl.core.collectives import WORLD, joined, rank
     from wssl.methods.catalog import method_name
     from wssl.training.loop import TrainingError, train
 
@@ -196,11 +196,12 @@ def run_train(
     if options.record:
         _records_to(options)
     try:
-        run = train(config)
+        with joined(config.device):
+            run, first = train(config), rank(WORLD) == 0
     except TrainingError as error:
         print(error, file=sys.stderr)
         return 1
-    if rank(WORLD) == 0:
+    if first:
         if options.record:
             from wssl.companion.records import write_run
 

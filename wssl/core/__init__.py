@@ -1,7 +1,17 @@
 """Checks, paths, seeds, schedules, collectives and the look of figures."""
 
 from wssl.core.checks import InputError, as_embeddings, as_labels, as_views, check_finite, expect
-from wssl.core.collectives import WORLD, SyncBatchNorm, all_gather_rows, all_reduce_sum, rank, sync_batchnorm, world_size
+from wssl.core.collectives import (
+    WORLD,
+    SyncBatchNorm,
+    all_gather_rows,
+    all_reduce_sum,
+    from_first,
+    joined,
+    rank,
+    sync_batchnorm,
+    world_size,
+)
 from wssl.core.paths import cache_dir, find_root, project_root, write_atomically
 from wssl.core.rows import normalize_rows, widen
 from wssl.core.schedules import cosine, linear, warmup_cosine

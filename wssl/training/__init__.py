@@ -2,3 +2,4 @@
 
 from wssl.training.config import TrainConfig
 from wssl.training.loop import Run, TrainingError, evaluate, train
+from wssl.training.optim import LARS
