@@ -1,22 +1,33 @@
 """The loop: same seed, same run; killed anywhere, the same run; and one sentence where it cannot go on."""
 
+import contextlib
+import errno
 import json
 import math
 import os
+import random
+import resource
 import signal
 import subprocess
 import sys
 import textwrap
-from dataclasses import replace
+import time
+from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._dynamo.backends.debugging import aot_eager
 
+import wssl.evaluation
+import wssl.metrics.wasserstein as wasserstein
 import wssl.training.loop as loop
+from wssl.companion.cli import main
 from wssl.losses import w2_of_views
-from wssl.methods import BYOL, AlignW2, SimCLR
-from wssl.training import Run, TrainConfig, TrainingError, train
+from wssl.methods import BYOL, METHODS, AlignW2, SimCLR
+from wssl.models import SmallResNet, initialised_from
+from wssl.training import LARS, Run, TrainConfig, TrainingError, train
 
 ROOT = Path(__file__).parent.parent
 SMALL = TrainConfig(
@@ -134,6 +145,91 @@ def test_killed_and_started_again_it_ends_in_the_same_numbers(whole, tmp_path, p
     assert not list(out.glob(".checkpoint*"))
 
 
+COMMAND = """-m wssl train --method byol --method.hidden 32 --method.out 16 --w2 0.5 --per-class 12 --test-per-class 8
+    --size 16 --epochs 14 --batch 40 --eval-every 1 --knn-k 10 --threads 1 --online-probe true"""
+
+
+def _wait_for(condition, process):
+    """Poll until `condition`; the process must still be there."""
+    end = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, f"ended by itself with {process.returncode}"
+        assert time.monotonic() < end, "waited too long"
+
+
+def test_killed_from_outside_five_times_the_same_command_ends_in_the_same_metrics(tmp_path):
+    """At random moments of epochs 3, 5, 7, 9 and 11; the third time while a checkpoint is being written."""
+    moment, environment = random.Random(0), {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def start(out):
+        command = [sys.executable, *COMMAND.split(), "--out", str(out)]
+        return subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL)
+
+    undisturbed, out = start(tmp_path / "whole"), tmp_path / "run"
+    half_written = lambda: out.is_dir() and any(name.startswith(".checkpoint-") for name in os.listdir(out))  # noqa: E731
+    for epoch in (2, 4, 6, 8, 10):
+        for _ in range(5):
+            process = start(out)
+            _wait_for(lambda: len(loop.read_metrics(out)) > epoch, process)  # noqa: B023
+            if epoch == 6:
+                _wait_for(half_written, process)
+            else:
+                time.sleep(moment.uniform(0, 0.3))
+            process.kill()
+            assert process.wait() == -signal.SIGKILL and not (out / "summary.json").exists()
+            if epoch != 6 or half_written():
+                break
+            epoch += 1  # it was too quick: again, an epoch later
+        else:
+            pytest.fail("never caught in the middle of a checkpoint")
+    assert start(out).wait() == 0 and undisturbed.wait() == 0
+    assert _numbers(Run.read(out)) == _numbers(Run.read(tmp_path / "whole"))
+    assert len(Run.read(out).history) == 15 and not half_written()
+
+
+def test_a_second_process_in_the_directory_is_refused_until_the_first_is_gone(tmp_path):
+    with loop._locked(tmp_path), pytest.raises(ValueError) as error:
+        _train(SMALL, tmp_path, epochs=1)
+    expected = f"expected a run directory that nobody trains in; received {tmp_path} (process {os.getpid()} does)"
+    assert str(error.value) == expected and not (tmp_path / "config.json").exists()
+    assert len(_train(SMALL, tmp_path, epochs=1).history) == 2
+    with pytest.raises(ValueError, match=r"^expected a run directory to write to; received .*config.json \(.*\)$"):
+        _train(SMALL, tmp_path / "config.json")
+
+
+def test_no_space_for_a_checkpoint_ends_in_one_sentence_and_keeps_the_last_good_one(whole, tmp_path, monkeypatch):
+    real, written = Path.write_bytes, []
+
+    def full(path, data):
+        written.append(path)
+        if len(written) == 4:  # the optimizer's state of the second checkpoint
+            real(path, data[:100])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(path, data)
+
+    with monkeypatch.context() as patch, pytest.raises(TrainingError) as error:
+        patch.setattr(Path, "write_bytes", full)
+        _train(SMALL, tmp_path)
+    where = f"training stopped after epoch 2: {tmp_path} could not be written (No space left on device)"
+    assert str(error.value) == f"{where}; last good checkpoint: checkpoint-3"
+    assert sorted(path.name for path in tmp_path.glob("*checkpoint*")) == ["checkpoint-3"]
+    assert _numbers(_train(SMALL, tmp_path)) == _numbers(whole)
+
+
+def test_a_file_that_the_system_cuts_off_is_exit_1_and_one_sentence(tmp_path, capsys):
+    """The limit is the kernel's own: the weights do not fit, the lines of text do."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    words = f"train --per-class 8 --test-per-class 4 --size 16 --epochs 2 --batch 40 --knn-k 5 --out {tmp_path}/run"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, before[1]))
+    try:
+        code = main(words.split())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    said = capsys.readouterr().err
+    assert code == 1 and said.count("\n") == 1 and said.endswith("last good checkpoint: no checkpoint yet\n")
+    assert "could not be written (File too large)" in said and not list((tmp_path / "run").glob("*checkpoint*"))
+
+
 def test_line_cut_short_and_broken_checkpoint(whole, tmp_path):
     out = tmp_path / "run"
     real, calls = loop.train_epoch, []
@@ -234,6 +330,234 @@ def test_learning_rate_and_decay(tmp_path):
         loop.train_step(method, optimizer, views, config, progress, progress)
         rates.append(optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([0.1, 0.2, 0.4, 0.2, 0.0])
+
+
+def test_learning_rates_of_the_paper(tmp_path):
+    config = replace(SMALL, optimizer="lars", lr=0.2, lr_bias=0.005, lr_end=0.001, warmup=0.1, weight_decay=1e-4)
+    method = loop.build_method(config)
+    optimizer = loop.make_optimizer(method, config)
+    assert isinstance(optimizer, LARS)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [1e-4, 0]
+    assert all(p.ndim > 1 for p in optimizer.param_groups[0]["params"])
+    rates = []
+    for progress in (0.05, 0.1, 0.55, 1.0):
+        loop.set_learning_rate(optimizer, config, progress)
+        rates.append([group["lr"] for group in optimizer.param_groups])
+    expected = [(share * 0.2, share * 0.005) for share in (0.5, 1, 0.5005, 0.001)]
+    assert [rate for pair in rates for rate in pair] == pytest.approx([rate for pair in expected for rate in pair])
+
+
+PINNED = {
+    "byol": ([4.233104, 3.252377, 2.831970], [1.412234, 1.410989, 1.405815, 1.401782]),
+    "simclr": ([4.528995, 4.316570, 4.336408], [1.412234, 1.404890, 1.395293, 1.389235]),
+    "alignw2": ([3.413713, 3.265656, 3.261717], [1.413498, 1.412315, 1.410585, 1.408698]),
+}
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_the_default_options_give_the_numbers_that_they_always_gave(whole, tmp_path, name):
+    """Written down before the loop had any options but these."""
+    run = whole
+    if name == "simclr":
+        method = SimCLR(hidden=32, out=16)
+        run = _train(SMALL, tmp_path, method=method, regularizer="lu", optimizer="sgd", lr=0.05)
+    if name == "alignw2":
+        method, none = AlignW2(hidden=32, out=16), dict(regularizer="none", weight=0.0, weight_end=None)
+        run = _train(SMALL, tmp_path, method=method, augmentation="w2", **none)
+    losses, w2 = PINNED[name]
+    assert [line["loss"] for line in run.history[1:]] == pytest.approx(losses, rel=1e-3)
+    assert [line["w2"] for line in run.history] == pytest.approx(w2, rel=1e-3)
+
+
+SIZES = {"hidden": 16, "out": 8, "queue": 48}
+CASES = [(name, regularizer) for name in METHODS for regularizer in ("none", "lu", "w2")]
+
+
+def _tiny(name, width=4):
+    options = METHODS[name]
+    options = options(**{item.name: SIZES[item.name] for item in fields(options) if item.name in SIZES})
+    with initialised_from(0, "tiny"):
+        return options.build(SmallResNet(width=width, blocks=(1,)))
+
+
+def _pair(n=12):
+    return tuple(torch.randn(2, n, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize(("name", "regularizer"), CASES)
+def test_forward_loss_and_backward_trace_into_one_graph(name, regularizer):
+    """A number asked of the device, or a branch on one, would break it."""
+    torch.compiler.reset()
+    compiled = torch.compile(loop.objective, backend="aot_eager", fullgraph=True, dynamic=False)
+    found = []
+    for function, weight in ((loop.objective, 0.7), (compiled, torch.tensor(0.7))):
+        method = _tiny(name)
+        loss, terms, _ = function(method, _pair(), regularizer, weight)
+        loss.backward()
+        found.append([loss.detach(), *terms.values(), *(p.grad for p in method.parameters() if p.requires_grad)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "regularizer"), CASES)
+def test_a_step_asks_an_accelerator_for_nothing(monkeypatch, name, regularizer):
+    """On tensors that have a device but no values, every `.item()` and every branch on a value is an error; W2 takes the path that it takes on a GPU."""
+    products = wasserstein._by_products
+    monkeypatch.setattr(
+        wasserstein, "_by_gram", lambda rows, by_rows, total, group, _: products(rows, by_rows, total, group)
+    )
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())  # knows no such device
+    method, labels = _tiny(name).to("meta"), torch.empty(12, dtype=torch.long, device="meta")
+    views = tuple(torch.empty(12, 3, 8, 8, device="meta") for _ in range(2))
+    weight = 0.0 if regularizer == "none" else 0.5
+    config = TrainConfig(method=name, regularizer=regularizer, weight=weight, optimizer="lars")
+    optimizer, probe = loop.make_optimizer(method, config), loop.OnlineProbe(4, 3, device="meta")
+    probe.optimizer = torch.optim.SGD(probe.parameters(), lr=0.1)  # Adam's counter is a number on the CPU
+    for progress in (0.1, 0.2):
+        terms = loop.train_step(method, optimizer, views, config, progress, progress, probe=probe, labels=labels)
+    assert {"loss", "online_hits"} <= set(terms) and all(value.is_meta for value in terms.values())
+    with pytest.raises(RuntimeError, match="meta"):
+        terms["loss"].item()
+
+
+def test_a_compiled_run_is_the_plain_run_from_one_graph(whole, tmp_path, monkeypatch):
+    real, asked, graphs = torch.compile, [], []
+
+    def counted(graph, inputs):
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    def quick(function, **options):
+        asked.append(options)
+        return real(function, **{**options, "backend": counted})
+
+    monkeypatch.setattr(torch, "compile", quick)
+    run = _train(SMALL, tmp_path, compile=True)
+    assert asked == [{"fullgraph": True, "dynamic": False, "mode": None}]
+    assert len(graphs) == 1, "another weight or another epoch must not compile anew"
+    for line, expected in zip(_numbers(run)[0], _numbers(whole)[0], strict=True):
+        assert line.pop("knn") == pytest.approx(expected.pop("knn"), abs=0.05)
+        assert line == pytest.approx(expected, rel=2e-3, abs=2e-3)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_bfloat16_is_for_encoder_and_heads_only(name, monkeypatch):
+    seen, real = [], loop.regularize
+
+    def watched(which, weight, *z, **kwargs):
+        seen.append((torch.is_autocast_enabled("cpu"), *(part.dtype for part in z)))
+        return real(which, weight, *z, **kwargs)
+
+    monkeypatch.setattr(loop, "regularize", watched)
+    narrow, wide, inner = loop.in_bfloat16(_tiny(name, 8)), _tiny(name, 8), []
+    narrow.encoder.stem[0].register_forward_hook(lambda module, args, out: inner.append(out.dtype))
+    losses = [loop.objective(method, _pair(32), "w2", 0.5)[0] for method in (narrow, wide)]
+    assert set(inner) == {torch.bfloat16} and set(seen) == {(False, torch.float32, torch.float32)}
+    assert losses[0].dtype == torch.float32 and losses[0] != losses[1]
+    losses[0].backward()
+    gradients = [p.grad for p in narrow.parameters() if p.requires_grad]
+    assert all(grad.dtype == torch.float32 and grad.isfinite().all() for grad in gradients)
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=0.05, abs=0.05)
+    wide.load_state_dict(narrow.state_dict())
+    assert torch.equal(narrow.eval().project(_pair()[0]), wide.eval().project(_pair()[0])), "evaluation is in float32"
+
+
+def test_a_bfloat16_run_measures_what_its_checkpoint_measures(tmp_path):
+    run = _train(SMALL, tmp_path, precision="bfloat16")
+    measured = loop.evaluate(run.load(), *loop.load_data(run.config), run.config)
+    assert measured["w2"] == pytest.approx(run.final["w2"], rel=1e-4) and math.isfinite(run.final["loss"])
+
+
+def test_the_online_probe_leaves_the_encoder_alone(whole, tmp_path):
+    run = _train(SMALL, tmp_path / "run", online_probe=True)
+    lines, _ = _numbers(whole)
+    mine = [{name: value for name, value in line.items() if "online" not in name} for line in _numbers(run)[0]]
+    assert mine == lines, "to the last bit"
+    assert all(0 <= line["online_train"] <= 1 for line in run.history[1:])
+    assert 0 < run.final["online_top1"] < 1 and run.summary["final"]["online_top1"] == run.final["online_top1"]
+
+
+def test_the_online_probe_is_part_of_the_checkpoint(tmp_path, monkeypatch):
+    expected = _train(SMALL, tmp_path / "whole", online_probe=True)
+    real, calls = loop.train_epoch, []
+
+    def stop_in_the_third(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "train_epoch", stop_in_the_third)
+        _train(SMALL, tmp_path / "run", online_probe=True)
+    assert _numbers(_train(SMALL, tmp_path / "run", online_probe=True)) == _numbers(expected)
+
+
+def test_a_probe_step_is_the_cross_entropy_of_the_labelled_rows():
+    h = tuple(torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0)).requires_grad_())
+    labels = torch.tensor([0, 2, -1, 1, -1, 2])
+    probe = loop.OnlineProbe(5, 3)
+    probe.optimizer = torch.optim.SGD(probe.parameters(), lr=1.0)
+    torch.nn.init.normal_(probe.weight)
+    start, known = probe.weight.detach().double(), labels.repeat(2) >= 0
+    rows, y = torch.cat(h).detach().double()[known], labels.repeat(2)[known]
+    chance = torch.softmax(rows @ start.T, 1) - torch.nn.functional.one_hot(y, 3)
+    terms = probe.step(h, labels)
+    torch.testing.assert_close(probe.weight.detach().double(), start - chance.T @ rows / 8, rtol=1e-5, atol=1e-6)
+    assert int(terms["online_rows"]) == 8
+    assert int(terms["online_hits"]) == int(((rows @ start.T).argmax(1) == y).sum())
+
+
+def _unlabelled(monkeypatch, kept):
+    """Digits of which only the rows `kept(y)` have a label."""
+    real = loop.load_images
+
+    def load(*args):
+        images = real(*args)
+        return replace(images, y=torch.where(kept(images.y), images.y, -1))
+
+    monkeypatch.setattr(loop, "load_images", load)
+
+
+def test_without_labels_nothing_is_classified(tmp_path, monkeypatch):
+    _unlabelled(monkeypatch, lambda y: y < 0)
+    plain = dict(per_class=None, test_per_class=None, epochs=1, batch=400)
+    run = _train(SMALL, tmp_path, online_probe=True, probe="offline", **plain)
+    assert not [name for name in run.final if "online" in name or "linear" in name or name == "knn"]
+    assert run.final["w2"] > 0
+
+
+def test_rows_without_a_label_are_left_out(tmp_path, monkeypatch):
+    config = replace(SMALL, epochs=1, eval_every=0)
+    method = loop.build_method(config)
+    train_images, test_images = loop.load_data(config)
+    few = (images.take(images.y < 5) for images in (train_images, test_images))
+    expected = loop.evaluate(method, *few, config)["knn"]
+    some = (replace(i, y=torch.where(i.y < 5, i.y, -1)) for i in (train_images, test_images))
+    assert loop.evaluate(method, *some, config)["knn"] == expected
+    _unlabelled(monkeypatch, lambda y: y < 5)
+    run = _train(config, tmp_path, online_probe=True, per_class=None, test_per_class=None, batch=400)
+    assert 0 < run.final["online_train"] < 1 and 0 < run.final["online_top1"] < 1
+
+
+def test_the_offline_probe_shares_the_features_and_is_in_the_summary(tmp_path, monkeypatch):
+    asked, extracted, real = [], [], loop.extract_features
+
+    def stub(train_h, train_y, test_h, test_y, epochs=100, seed=0):
+        asked.append((train_h.shape, train_y.shape, test_h.shape, test_y.shape, seed))
+        return SimpleNamespace(top1=0.5, top5=0.75)
+
+    monkeypatch.setattr(wssl.evaluation, "linear_probe", stub, raising=False)
+    monkeypatch.setattr(loop, "extract_features", lambda *args, **kw: extracted.append(1) or real(*args, **kw))
+    run = _train(SMALL, tmp_path, probe="offline", epochs=2, seed=3)
+    assert asked == [((120, 128), (120,), (80, 128), (80,), 3)], "once, at the end"
+    assert len(extracted) == 2 * 3, "training and test images once for each evaluation"
+    assert run.summary["final"]["linear_top1"] == 0.5 and run.summary["final"]["linear_top5"] == 0.75
+
+
+def test_an_encoder_and_its_stem_come_from_the_config():
+    net = loop.build_method(TrainConfig(encoder="resnet18", stem="34")).encoder
+    assert net.conv1.padding == (2, 2) and net.out_dim == 512
 
 
 def test_holdout_never_touches_the_test_set(monkeypatch):
