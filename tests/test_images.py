@@ -1,10 +1,14 @@
 """Images from generated folders and archives: what is read, what is refused, and what is kept."""
 
+import errno
 import io
+import multiprocessing
 import os
 import shutil
 import tarfile
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -16,7 +20,7 @@ from torchvision.transforms.v2 import functional as TF
 from wssl import data
 from wssl.core.checks import InputError
 from wssl.data import images as module
-from wssl.data.images import Images, decode, load_images, progress_line, split_of_names, tar_members
+from wssl.data.images import Images, alone, decode, load_images, progress_line, split_of_names, tar_members
 
 
 def encoded(number, size=(32, 32), suffix="png", mode="RGB"):
@@ -303,6 +307,67 @@ def test_a_damaged_cache_is_decoded_again(tmp_path):
     (pixels,) = (tmp_path / "decoded").glob("*/pixels.u8")
     pixels.write_bytes(pixels.read_bytes()[:1000])
     assert torch.equal(load_images("folder:pets", root=tmp_path).x, whole.x)
+
+
+def hold(path):
+    with alone(path):
+        time.sleep(600)
+
+
+def worker_of_a_lock(path, log, times):
+    for _ in range(times):
+        with alone(path):
+            with open(log, "a") as file:
+                file.write("in ")
+                file.flush()
+                time.sleep(0.001)
+                file.write("out\n")
+
+
+def test_a_lock_lets_one_process_in_and_goes_with_its_holder(tmp_path):
+    fork, lock, log = multiprocessing.get_context("fork"), tmp_path / "at" / ".lock", tmp_path / "log"
+    processes = [fork.Process(target=worker_of_a_lock, args=(lock, log, 40)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert log.read_text() == "in out\n" * 160 and not lock.exists()
+    holder = fork.Process(target=hold, args=(lock,))
+    holder.start()
+    while not lock.exists():
+        time.sleep(0.01)
+    holder.kill()
+    holder.join()
+    worker_of_a_lock(lock, log, 1)  # would wait for ever
+    assert not lock.exists()
+
+
+def test_two_that_start_at_once_decode_once(tmp_path, monkeypatch):
+    write_folder(tmp_path / "pets", SPLIT_NAMES)
+    calls = []
+    monkeypatch.setattr(module, "decode", lambda *args: calls.append(time.sleep(0.02)) or decode(*args))
+    with ThreadPoolExecutor(3) as pool:
+        found = list(
+            pool.map(lambda split: load_images("folder:pets", split, root=tmp_path), ("train", "test", "train"))
+        )
+    assert len(calls) == 12 and [len(images) for images in found] == [6, 6, 6]
+    assert torch.equal(found[0].x, found[2].x)
+
+
+def test_a_cache_on_a_disk_that_changes_what_is_written_is_refused(tmp_path, monkeypatch):
+    write_folder(tmp_path / "pets", SPLIT_NAMES)
+    monkeypatch.setattr(module, "open_decoded", lambda *args: None)
+    with pytest.raises(InputError, match="to read from .* what was just written there; received something else"):
+        load_images("folder:pets", root=tmp_path)
+
+
+def test_only_a_full_disk_is_called_a_full_disk(tmp_path):
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        with pytest.raises(InputError, match="room for digits in .*; received a full disk"):
+            with module.room_for("digits", tmp_path):
+                raise OSError(number, os.strerror(number))
+    with pytest.raises(PermissionError), module.room_for("digits", tmp_path):
+        raise PermissionError(errno.EACCES, "no")
 
 
 def test_many_blocks_stay_in_order():

@@ -90,7 +90,7 @@ class Images:
     ) -> Iterator[Tensor]:  # uint8 (n, 3, H, W), on the device of `x`
         "The images of each step, in the order of its rows."
         for rows in rows_per_step:
-            yield self.x[rows.to(self.x.device)]
+            yield self.x[torch.as_tensor(rows, device=self.x.device)]
 
 # %% ../../nbs/5_data/images.ipynb #7695b86f
 def class_shuffle(
