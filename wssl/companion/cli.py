@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'COMMANDS', 'Parser', 'value_type', 'shown_default', 'comment_beside', 'add_fields', 'add_train',
-           'train_config', 'run_train', 'add_evaluate', 'accuracies', 'crop_flip_like', 'conditions', 'run_evaluate',
-           'print_accuracies', 'print_values', 'write_json', 'add_diagnose', 'run_diagnose', 'add_companion',
-           'run_companion', 'add_table', 'run_table', 'build_parser', 'main']
+           'train_config', 'from_preset', 'run_train', 'add_evaluate', 'accuracies', 'crop_flip_like', 'conditions',
+           'run_evaluate', 'print_accuracies', 'print_values', 'write_json', 'add_diagnose', 'run_diagnose',
+           'add_companion', 'run_companion', 'add_table', 'run_table', 'build_parser', 'main']
 
 # %% ../../nbs/companion/cli.ipynb #79ca67c2
 import argparse
@@ -15,7 +15,7 @@ import re
 import sys
 import types
 import typing
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 from ..core.checks import InputError, expect
@@ -127,6 +127,7 @@ def add_train(
     "The options of `wssl train`, with those of the method that `words` names."
     from wssl.methods.catalog import METHODS
     from wssl.training.config import TrainConfig
+    from wssl.training.presets import PRESETS
 
     method = Parser(prog="wssl train", add_help=False)
     method.add_argument("--method", default=next(iter(METHODS)))
@@ -136,6 +137,11 @@ def add_train(
         "--method",
         default=name,
         help=f"the method ({', '.join(METHODS)}); --help beside it lists its own options (default: {next(iter(METHODS))})",
+    )
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help=f"start from published settings ({', '.join(PRESETS)}) for the method, regularizer and epochs given; other options replace what they say (default: the values below)",
     )
     parser.add_argument(
         "--w2", type=float, metavar="WEIGHT", help="short for --regularizer w2 --weight WEIGHT --weight-end WEIGHT"
@@ -181,7 +187,23 @@ def train_config(
     )
     for name, weight in short.items():
         values |= {"regularizer": name, "weight": weight, "weight_end": weight}
-    return TrainConfig(method=method_from({"name": options.method, **own}), **values)
+    if options.preset is None:
+        return TrainConfig(method=method_from({"name": options.method, **own}), **values)
+    start = from_preset(options.preset, options.method, values)
+    return replace(start, method=replace(start.method, **own), **values)
+
+# %% ../../nbs/companion/cli.ipynb #cda13454
+def from_preset(
+    name: str,  # In `PRESETS`
+    method: str,  # In `METHODS`
+    values: dict,  # Fields that were given; a weight among them needs no published one
+):  # A `TrainConfig`
+    "The published settings for a method. Raises `InputError` for an unknown name, or a regularizer with no weight given or published."
+    from wssl.training.presets import PRESETS
+
+    expect(name in PRESETS, f"a preset ({', '.join(PRESETS)})", repr(name))
+    regularizer = values.get("regularizer", "none") if "weight" not in values else "none"
+    return PRESETS[name](method, regularizer, **{key: values[key] for key in ("epochs",) if key in values})
 
 # %% ../../nbs/companion/cli.ipynb #65f94279
 def run_train(
