@@ -1,6 +1,7 @@
 """The batched views against torchvision's and PIL's transforms: given parameters exactly, drawn parameters in distribution."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -298,7 +299,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def view(scale=(0.08, 1.0), colours=None, blur=0.0, solarize=0.0, mode="bicubic", kernel=13, size=32, norm=CIFAR):
-    """A published augmentation, its scale and its probabilities: flip 0.5, jitter 0.8 and grey 0.2 in all that have colours."""
+    """A published augmentation as a pipeline, and its numbers: flip 0.5, jitter 0.8 and grey 0.2 in all that have colours."""
     shares = dict(flip=0.5, jitter=0.8 * bool(colours), gray=0.2 * bool(colours), blur=blur, solarize=solarize)
     steps = [
         v2.RandomResizedCrop(size, scale, interpolation=MODES[mode]),
@@ -309,7 +310,8 @@ def view(scale=(0.08, 1.0), colours=None, blur=0.0, solarize=0.0, mode="bicubic"
         v2.RandomHorizontalFlip(0.5),
         v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*norm)]),
     ]
-    return v2.Compose(steps), scale, shares
+    numbers = dict(scale=scale, shares=shares, colours=colours, size=size, norm=norm, mode=mode)
+    return SimpleNamespace(pipeline=v2.Compose(steps), **numbers)
 
 
 PUBLISHED = {
@@ -354,8 +356,8 @@ def samples():
     image, published, ours = pil(IMAGES[3]), {}, {}
     for name, pipelines in PUBLISHED.items():
         made = SIZED[name](IMAGES[3:4].expand(400, -1, -1, -1), generator(0, "sets"))
-        for k, (pipeline, *_) in enumerate(pipelines):
-            published[name, k] = statistics(torch.stack([pipeline(image) for _ in range(400)]))
+        for k, one in enumerate(pipelines):
+            published[name, k] = statistics(torch.stack([one.pipeline(image) for _ in range(400)]))
             ours[name, k] = statistics(made[k])
     return published, ours
 
@@ -400,9 +402,27 @@ def share_changed(a, operation, n=2000):
 
 @pytest.mark.parametrize("name,k", ROLES)
 def test_every_operation_comes_as_often_as_published(name, k):
-    for operation, p in PUBLISHED[name][k][2].items():
+    for operation, p in PUBLISHED[name][k].shares.items():
         share = share_changed(augmentations(SIZED[name])[k], operation)
         assert abs(share - p) <= 4 * (p * (1 - p) / 2000) ** 0.5, (operation, share, p)
+
+
+@pytest.mark.parametrize("name,k", [(name, k) for name, k in ROLES if PUBLISHED[name][k].colours])
+def test_colour_factors_are_drawn_as_published(name, k):
+    """Uniform in 1 +- the strength, the hue's shift in +- it; half the strength, or twice, would be seen."""
+    a, strengths = augmentations(SIZED[name])[k], PUBLISHED[name][k].colours
+    factors = module.jitter_factors(draw(2000, generator(0, "factors"))[:, 24:28], torch.ones(2000, 1).bool(), a)
+    for drawn, centre, strength in zip(factors.T, (1, 1, 1, 0), strengths, strict=True):
+        for share in (0.5, 1, 2):
+            p = kstest(drawn, "uniform", (centre - share * strength, 2 * share * strength)).pvalue
+            assert (p > 1e-3) == (share == 1)
+
+
+@pytest.mark.parametrize("name,k", ROLES)
+def test_size_interpolation_and_blur_are_as_published(name, k):
+    a, published = augmentations(SIZED[name])[k], PUBLISHED[name][k]
+    assert (a.size, a.interpolation, (a.mean, a.std)) == (published.size, published.mode, published.norm)
+    assert a.sigma == (0.1, 2.0) and a.ratio == (3 / 4, 4 / 3)
 
 
 def area_law(area, low, high):
@@ -417,7 +437,7 @@ def area_law(area, low, high):
 
 @pytest.mark.parametrize("name,k", ROLES)
 def test_crop_areas_follow_the_law_of_the_published_scale(name, k):
-    a, (low, high) = augmentations(SIZED[name])[k], PUBLISHED[name][k][1]
+    a, (low, high) = augmentations(SIZED[name])[k], PUBLISHED[name][k].scale
     u = draw(4000, generator(0, "areas"))
     boxes = crop_boxes(u[:, :10], u[:, 10:20], u[:, 20:22], 4000, 4000, a)
     areas = (boxes[:, 2] * boxes[:, 3] / 4000**2).numpy()
