@@ -275,9 +275,9 @@ def accuracies(
     from wssl.evaluation.knn import knn_accuracy
     from wssl.evaluation.linear import linear_probe, linear_probe_with_views
     from wssl.evaluation.semi import semi_supervised
-    from wssl.training.config import augmentation_of
+    from wssl.training.config import views_of
 
-    plain, found = augmentation_of(config), []
+    plain, found = views_of(config).augmentation, []
     crops = crop_flip_like(plain)
     known, unknown = (extract_features(encoder, part, augmentation=plain) for part in (train, test))
     rows = known, train.y, unknown, test.y
@@ -312,7 +312,7 @@ def crop_flip_like(
 ):  # An `Augmentation`
     "Crop and flip of a probe on views, at a run's size, with its normalisation; no flip where the run had none."
     from dataclasses import replace
-    from wssl.evaluation.linear import CROP_FLIP
+    from wssl.data.crops import CROP_FLIP
 
     a = augmentation
     return replace(CROP_FLIP, size=a.size, mean=a.mean, std=a.std, p_flip=a.p_flip)
