@@ -26,6 +26,10 @@ setup(
     package_data={"wssl": ["py.typed"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={"notebook": notebook, "dev": notebook + cfg["dev_requirements"].split()},
+    extras_require={
+        "notebook": notebook,
+        "dev": notebook + cfg["dev_requirements"].split(),
+        "vit": cfg["vit_requirements"].split(),
+    },
     entry_points={"console_scripts": cfg["console_scripts"].split()},
 )

@@ -15,7 +15,7 @@ import re
 import sys
 import types
 import typing
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 from ..core.checks import InputError, expect
@@ -127,6 +127,7 @@ def add_train(
     "The options of `wssl train`, with those of the method that `words` names."
     from wssl.methods.catalog import METHODS
     from wssl.training.config import TrainConfig
+    from wssl.training.presets import PRESETS
 
     method = Parser(prog="wssl train", add_help=False)
     method.add_argument("--method", default=next(iter(METHODS)))
@@ -136,6 +137,11 @@ def add_train(
         "--method",
         default=name,
         help=f"the method ({', '.join(METHODS)}); --help beside it lists its own options (default: {next(iter(METHODS))})",
+    )
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help=f"start from published settings ({', '.join(PRESETS)}) for the method, regularizer and epochs given; other options replace what they say (default: the values below)",
     )
     parser.add_argument(
         "--w2", type=float, metavar="WEIGHT", help="short for --regularizer w2 --weight WEIGHT --weight-end WEIGHT"
@@ -181,7 +187,10 @@ def train_config(
     )
     for name, weight in short.items():
         values |= {"regularizer": name, "weight": weight, "weight_end": weight}
-    return TrainConfig(method=method_from({"name": options.method, **own}), **values)
+    if options.preset is None:
+        return TrainConfig(method=method_from({"name": options.method, **own}), **values)
+    start = from_preset(options.preset, options.method, values)
+    return replace(start, method=replace(start.method, **own), **values)
 
 # %% ../../nbs/companion/cli.ipynb #65f94279
 def run_train(
@@ -253,9 +262,9 @@ def accuracies(
     from wssl.evaluation.knn import knn_accuracy
     from wssl.evaluation.linear import linear_probe, linear_probe_with_views
     from wssl.evaluation.semi import semi_supervised
-    from wssl.training.config import augmentation_of
+    from wssl.training.config import views_of
 
-    plain, found = augmentation_of(config), []
+    plain, found = views_of(config).augmentation, []
     crops = crop_flip_like(plain)
     known, unknown = (extract_features(encoder, part, augmentation=plain) for part in (train, test))
     rows = known, train.y, unknown, test.y
@@ -290,7 +299,7 @@ def crop_flip_like(
 ):  # An `Augmentation`
     "Crop and flip of a probe on views, at a run's size, with its normalisation; no flip where the run had none."
     from dataclasses import replace
-    from wssl.evaluation.linear import CROP_FLIP
+    from wssl.data.crops import CROP_FLIP
 
     a = augmentation
     return replace(CROP_FLIP, size=a.size, mean=a.mean, std=a.std, p_flip=a.p_flip)

@@ -50,7 +50,7 @@ def ledger_table(
     )
 
 # %% ../../nbs/companion/ledger.ipynb #945cef0a
-MEASURED = {"knn": "kNN %", "linear": "linear %", "w2": "W2", "lu": "L_U", "alignment": "L_A"}
+MEASURED = {"knn": "kNN %", "linear_top1": "linear %", "w2": "W2", "lu": "L_U", "alignment": "L_A"}
 
 # %% ../../nbs/companion/ledger.ipynb #c4993a0f
 def spread_text(
@@ -70,7 +70,7 @@ def final_metrics(
     "The metrics that a run ended with."
     found = record.get("final") or record.get("metrics") or {}
     return {
-        key: found[key] * (100 if key in ("knn", "linear") else 1)
+        key: found[key] * (100 if key in ("knn", "linear_top1") else 1)
         for key in MEASURED
         if isinstance(found.get(key), int | float)
     }

@@ -2,6 +2,6 @@
 
 from wssl.evaluation.features import evaluating, extract_features, known_labels, top_k_accuracy
 from wssl.evaluation.knn import knn_accuracy, knn_predict, knn_votes
-from wssl.evaluation.linear import CROP_FLIP, LinearProbe, ViewsProbe, linear_probe, linear_probe_with_views
+from wssl.evaluation.linear import LinearProbe, ViewsProbe, linear_probe, linear_probe_with_views
 from wssl.evaluation.semi import SemiSupervised, fine_tune, semi_supervised
 from wssl.evaluation.sources import load_embeddings, load_labels

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from ..core.checks import expect
 from ..core.schedules import cosine
 from ..core.seeds import generator
+from ..data.crops import CROP_FLIP
 from ..data.images import Images, class_shuffle
 from ..data.views import Augmentation, augment, draw
 from .features import extract_features, known_labels
-from .linear import CROP_FLIP, linear_probe, top_1_and_5
+from .linear import linear_probe, top_1_and_5
 
 # %% ../../nbs/8_evaluation/semi.ipynb #9db584f4
 def labelled_rows(
