@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'COMMANDS', 'Parser', 'value_type', 'shown_default', 'comment_beside', 'add_fields', 'add_train',
-           'train_config', 'run_train', 'add_evaluate', 'accuracies', 'crop_flip_like', 'conditions', 'run_evaluate',
-           'print_accuracies', 'print_values', 'write_json', 'add_diagnose', 'run_diagnose', 'add_companion',
-           'run_companion', 'add_table', 'run_table', 'build_parser', 'main']
+           'train_config', 'from_preset', 'run_train', 'add_evaluate', 'accuracies', 'crop_flip_like', 'conditions',
+           'run_evaluate', 'print_accuracies', 'print_values', 'write_json', 'add_diagnose', 'run_diagnose',
+           'add_companion', 'run_companion', 'add_table', 'run_table', 'build_parser', 'main']
 
 # %% ../../nbs/companion/cli.ipynb #79ca67c2
 import argparse
@@ -192,6 +192,19 @@ def train_config(
     start = from_preset(options.preset, options.method, values)
     return replace(start, method=replace(start.method, **own), **values)
 
+# %% ../../nbs/companion/cli.ipynb #cda13454
+def from_preset(
+    name: str,  # In `PRESETS`
+    method: str,  # In `METHODS`
+    values: dict,  # Fields that were given; a weight among them needs no published one
+):  # A `TrainConfig`
+    "The published settings for a method. Raises `InputError` for an unknown name, or a regularizer with no weight given or published."
+    from wssl.training.presets import PRESETS
+
+    expect(name in PRESETS, f"a preset ({', '.join(PRESETS)})", repr(name))
+    regularizer = values.get("regularizer", "none") if "weight" not in values else "none"
+    return PRESETS[name](method, regularizer, **{key: values[key] for key in ("epochs",) if key in values})
+
 # %% ../../nbs/companion/cli.ipynb #65f94279
 def run_train(
     options,  # What the parser returned
@@ -262,9 +275,9 @@ def accuracies(
     from wssl.evaluation.knn import knn_accuracy
     from wssl.evaluation.linear import linear_probe, linear_probe_with_views
     from wssl.evaluation.semi import semi_supervised
-    from wssl.training.config import views_of
+    from wssl.training.config import augmentation_of
 
-    plain, found = views_of(config).augmentation, []
+    plain, found = augmentation_of(config), []
     crops = crop_flip_like(plain)
     known, unknown = (extract_features(encoder, part, augmentation=plain) for part in (train, test))
     rows = known, train.y, unknown, test.y
