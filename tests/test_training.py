@@ -606,6 +606,22 @@ def test_bad_configs_are_one_sentence(values, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+def test_images_streamed_from_their_files_train_the_same_network(tmp_path):
+    """`stream:` decodes in worker processes, `folder:` once into memory: the same pixels, so the same run."""
+    from PIL import Image
+
+    images, runs = loop.load_images("synthetic", "train", 16).subset(6, seed=0), {}
+    for row, (x, y) in enumerate(zip(images.x, images.y, strict=True)):
+        place = tmp_path / "images" / ("test" if row % 3 == 0 else "train") / str(int(y))
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x.permute(1, 2, 0).numpy()).save(place / f"{row}.png")
+    for kind in ("folder", "stream"):
+        source = f"{kind}:{tmp_path / 'images'}"
+        config = replace(SMALL, source=source, root=str(tmp_path / "cache"), per_class=None, test_per_class=None)
+        runs[kind] = _train(config, tmp_path / kind, epochs=1, batch=20)
+    assert _numbers(runs["stream"]) == _numbers(runs["folder"])
+
+
 def test_too_few_images_for_a_batch(tmp_path):
     with pytest.raises(ValueError, match="at least one batch of 500 training images; received 120"):
         _train(SMALL, tmp_path, batch=500)

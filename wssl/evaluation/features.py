@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..core.checks import as_embeddings, as_labels, check_finite, expect
 from ..data.images import Images
+from ..data.stream import StreamedImages
 from ..data.views import W2_PAPER, Augmentation, plain_view
 
 # %% ../../nbs/8_evaluation/features.ipynb #7b56350a
@@ -35,20 +36,18 @@ def evaluating(
 # %% ../../nbs/8_evaluation/features.ipynb #a86d8cbd
 def extract_features(
     encoder: nn.Module,  # (n, 3, H, W) normalised float images -> (n, d)
-    images: Images | Tensor,  # Images, or a uint8 tensor (N, 3, H, W)
+    images: Images | StreamedImages | Tensor,  # Images, or a uint8 tensor (N, 3, H, W)
     batch: int = 512,  # Images at a time
     augmentation: Augmentation = W2_PAPER,  # Its size, mean and standard deviation are used, its random parts are not
 ) -> Tensor:  # Shape (N, d), on the encoder's device
     "Output of `encoder` for un-augmented `images`; its mode and its running statistics stay as they are."
-    x = images.x if isinstance(images, Images) else images
-    expect(
-        x.ndim == 4 and x.dtype == torch.uint8 and len(x) > 0,
-        "images as uint8 (N, 3, H, W)",
-        f"{x.dtype} {tuple(x.shape)}",
-    )
-    at = next(encoder.parameters(), x).device
+    if isinstance(images, Tensor):
+        images = Images(images, torch.full(images.shape[:1], -1))
+    expect(len(images), "at least 1 image", 0)
+    at = next(encoder.parameters(), images.y).device
+    parts = images.batches(torch.arange(len(images)).split(batch))
     with evaluating(encoder):
-        return torch.cat([encoder(plain_view(part.to(at), augmentation)) for part in x.split(batch)])
+        return torch.cat([encoder(plain_view(x.to(at), augmentation)) for x in parts])
 
 # %% ../../nbs/8_evaluation/features.ipynb #43db983b
 def known_labels(

@@ -45,6 +45,7 @@ from ..core.rows import normalize_rows
 from ..core.schedules import linear, warmup_cosine
 from ..core.seeds import generator, seed_everything, stream_seed
 from ..data.images import Images, load_images, split_rows
+from ..data.stream import StreamedImages
 from ..evaluation.features import evaluating, extract_features
 from ..evaluation.knn import knn_accuracy
 from ..losses.distribution import regularize
@@ -70,7 +71,7 @@ def pick_device(
 def load_data(
     config: TrainConfig,
     device="cpu",  # Where the images stay
-) -> tuple[Images, Images]:
+) -> tuple[Images | StreamedImages, Images | StreamedImages]:
     "Training images, and the images to evaluate on."
     train = load_images(config.source, "train", config.size, config.root)
     if config.per_class:
@@ -92,8 +93,8 @@ MEASURED += ("online_top1", "linear_top1", "linear_top5")
 # %% ../../nbs/9_training/loop.ipynb #8d469358
 def evaluate(
     method: Method,
-    train: Images,  # The bank of the nearest neighbours; unlabelled images give no accuracy
-    test: Images,  # Images that everything is measured on
+    train: Images | StreamedImages,  # The bank of the nearest neighbours; unlabelled images give no accuracy
+    test: Images | StreamedImages,  # Images that everything is measured on
     config: TrainConfig,  # Its views, knn_k, size and seed are read
     spectrum: bool = False,  # Also the eigenvalues of the embeddings' covariance
     online: nn.Module | None = None,  # Classifier of representations that was trained beside the encoder
@@ -104,8 +105,8 @@ def evaluate(
     h = extract_features(method.encoder, test, augmentation=plain)
     with evaluating(method):
         z = normalize_rows(torch.cat([method.projector(part) for part in h.split(512)]))
-        draw = generator(0, "evaluation views", device=test.x.device)
-        pairs = [views(part, draw) for part in test.x.split(512)]
+        draw = generator(0, "evaluation views", device=test.y.device)
+        pairs = [views(part, draw) for part in test.batches(torch.arange(len(test)).split(512))]
         z1, z2 = (torch.cat([method.project(pair[i]) for pair in pairs]) for i in (0, 1))
     w2 = wasserstein_uniformity(z.double()).item()
     n, m = z.shape
@@ -290,7 +291,7 @@ class OnlineProbe(nn.Module):
 def train_epoch(
     net: Method,  # Also inside DistributedDataParallel
     optimizer: torch.optim.Optimizer,
-    images: Images,
+    images: Images | StreamedImages,
     config: TrainConfig,
     epoch: int,  # From 0
     on_step=lambda: None,  # Called after every step, for a progress bar
@@ -299,17 +300,17 @@ def train_epoch(
 ) -> dict[str, float]:  # Means over the epoch and over all processes
     "One pass over the images in an order, and with views, that are functions of (seed, epoch, step)."
     steps, views, world = len(images) // config.batch, views_of(config), world_size(WORLD)
-    order = torch.randperm(len(images), generator=generator(config.seed, "order", epoch)).to(images.x.device)
+    order = torch.randperm(len(images), generator=generator(config.seed, "order", epoch)).to(images.y.device)
     mine = slice(rank(WORLD) * config.batch // world, (rank(WORLD) + 1) * config.batch // world)
     torch.manual_seed(stream_seed(config.seed, "network", epoch))
     net.train()
     sums = {}
-    for step in range(steps):
-        rows = order[step * config.batch : (step + 1) * config.batch]
-        draw = generator(config.seed, "views", epoch, step, device=images.x.device)
-        batch = tuple(x[mine] for x in views(images.x[rows], draw))
+    plan = order[: steps * config.batch].split(config.batch)
+    for step, x in enumerate(images.batches(plan)):
+        draw = generator(config.seed, "views", epoch, step, device=x.device)
+        batch = tuple(view[mine] for view in views(x, draw))
         done, total = epoch * steps + step, config.epochs * steps
-        labels = images.y[rows[mine]] if probe else None
+        labels = images.y[plan[step][mine]] if probe else None
         progress = (done + 0.5) / total, (done + 1) / total
         terms = train_step(net, optimizer, batch, config, *progress, loss_of=loss_of, probe=probe, labels=labels)
         for name, value in terms.items():
