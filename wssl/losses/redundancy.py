@@ -12,6 +12,7 @@ from torch import Tensor
 from ..core.checks import as_views, expect
 from ..core.collectives import all_gather_rows, all_reduce_sum, world_size
 from ..core.rows import widen
+from ..metrics.wasserstein import root_and_inverse_by_products
 
 # %% ../../nbs/4_losses/redundancy.ipynb #e9f92103
 def standardize(
@@ -50,7 +51,10 @@ def zca_matrix(
 ) -> Tensor:  # Shape (k, k), symmetric, without gradient
     "Inverse root of the shrunk `correlation`: the whitening that moves points least."
     eye = torch.eye(len(correlation), dtype=correlation.dtype, device=correlation.device)
-    values, vectors = torch.linalg.eigh((1 - shrink) * correlation + shrink * eye)
+    shrunk = (1 - shrink) * correlation + shrink * eye
+    if correlation.is_cuda:  # an eigensolver waits for the device
+        return root_and_inverse_by_products(shrunk)[1]
+    values, vectors = torch.linalg.eigh(shrunk)
     return (vectors * values.clamp_min(shrink).rsqrt()) @ vectors.T
 
 # %% ../../nbs/4_losses/redundancy.ipynb #d0737ed6

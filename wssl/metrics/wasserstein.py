@@ -257,8 +257,11 @@ def _polar(rows):
     return x if tall is rows else x.T
 
 # %% ../../nbs/2_metrics/wasserstein.ipynb #0d92beb0
-def _root_and_inverse_by_products(cov, *_):
-    "tr C^(1/2) and C^(-1/2), damped below 3e-3, by a Cholesky factor and products: nothing waits for the device."
+def root_and_inverse_by_products(
+    cov: Tensor,  # C: symmetric, positive semi-definite, shape (k, k)
+    *_,  # The rows that an eigensolver refines with
+) -> tuple[Tensor, Tensor]:  # tr C^(1/2), and C^(-1/2) damped below 3e-3 of the largest root
+    "Root of a covariance by a Cholesky factor and products: nothing waits for the device."
     top = torch.linalg.vector_norm(cov @ cov).sqrt().clamp_min(torch.finfo(cov.dtype).tiny)  # close above lambda_max
     eye = torch.eye(len(cov), dtype=cov.dtype, device=cov.device)
     upper, _ = torch.linalg.cholesky_ex(cov / top + 3e-3**2 * eye, upper=True)
@@ -269,7 +272,7 @@ def _root_and_inverse_by_products(cov, *_):
 def _by_products(rows, by_rows, total, group):
     "`_by_gram` without an eigensolver."
     if max(rows.shape) > 32 * min(rows.shape) or (not by_rows and world_size(group) > 1):
-        return _by_gram(rows, by_rows, total, group, _root_and_inverse_by_products)
+        return _by_gram(rows, by_rows, total, group, root_and_inverse_by_products)
     polar = _polar(rows)
     polar = polar - polar.mean(0)
     return rows.square().sum() / total, (polar * rows).sum() / total**0.5, polar * total**0.5
