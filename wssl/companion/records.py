@@ -72,8 +72,8 @@ def plain(
         return float(f"{value:.7g}") if math.isfinite(value) else str(value)
     if isinstance(value, PurePath) or isinstance(value, str) and value.startswith("/"):
         return PurePath(value).name
-    if isinstance(value, str) and re.match(r"(folder|tar):", value):
-        return value.split(":")[0] + ":" + PurePath(value).name
+    if isinstance(value, str) and (source := re.match(r"(folder|tar|stream):(.*)", value)):
+        return f"{source[1]}:{PurePath(source[2]).name}"
     return value
 
 # %% ../../nbs/companion/records.ipynb #81f140ca
