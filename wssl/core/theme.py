@@ -21,12 +21,14 @@ COLORS = {
     "w2": 3,
     "lu": 0,
     "rankme": 2,
+    "kl": 2,
+    "bhattacharyya": 0,
 }
 LINES = {"none": ":", "lu": "--", "w2": "-"}
 
 # %% ../../nbs/0_core/theme.ipynb #07e0ba30
 def color(
-    name: str,  # Method ("byol") or metric ("w2", "lu"); a variant after a "-" or "+" is ignored
+    name: str,  # Method ("byol") or metric ("w2", "kl"); a variant after a "-" or "+" is ignored
 ) -> str:  # Hexadecimal colour
     "The colour that `name` has in every figure; names without one share the last grey."
     return PALETTE[COLORS.get(name.lower().replace("+", "-").split("-")[0].strip(), 7)]
