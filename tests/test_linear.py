@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import top_k_accuracy_score
 
+from wssl.data import CROP_FLIP
 from wssl.data.images import Images
 from wssl.evaluation import (
-    CROP_FLIP,
     extract_features,
     known_labels,
     linear_probe,

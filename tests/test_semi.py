@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wssl.core.seeds import generator
+from wssl.data import CROP_FLIP
 from wssl.data.images import Images
-from wssl.evaluation import CROP_FLIP, extract_features, fine_tune, linear_probe, semi_supervised
+from wssl.evaluation import extract_features, fine_tune, linear_probe, semi_supervised
 from wssl.evaluation.semi import labelled_rows
 
 VIEW = replace(CROP_FLIP, size=16)

@@ -43,14 +43,14 @@ def trained(monkeypatch):
     return seen
 
 
-def test_full_mode_trains_each_arm_once_and_then_reads(checkout, trained):
-    first = studies.run_study("study", ARMS, (0, 1), quick=False)
+def test_a_recorded_study_trains_each_arm_once_and_then_reads(checkout, trained):
+    first = studies.run_study("study", ARMS, (0, 1), record=True)
     assert [out.removeprefix(str(checkout)) for out in trained] == [
         f"/runs/study/{arm}-s{seed}" for seed in (0, 1) for arm in ARMS
     ]
     records = sorted(path.name for path in (checkout / "data/measured/runs/study").iterdir())
     assert records == [f"{arm}-digits-s{seed}.json" for arm in ARMS for seed in (0, 1)]
-    again = studies.run_study("study", ARMS, (0, 1), quick=False)
+    again = studies.run_study("study", ARMS, (0, 1), record=True)
     assert len(trained) == 4
     assert [(run["arm"], run["seed"], run["final"]) for run in again] == [
         (run["arm"], run["seed"], run["final"]) for run in first
@@ -58,14 +58,14 @@ def test_full_mode_trains_each_arm_once_and_then_reads(checkout, trained):
 
 
 def test_another_configuration_is_another_run(checkout, trained):
-    studies.run_study("study", ARMS, (0,), quick=False)
+    studies.run_study("study", ARMS, (0,), record=True)
     changed = {**ARMS, "byol-w2": replace(ARMS["byol-w2"], weight=0.6)}
-    studies.run_study("study", changed, (0,), quick=False)
+    studies.run_study("study", changed, (0,), record=True)
     assert [out.rsplit("/", 1)[1] for out in trained] == ["byol-none-s0", "byol-w2-s0", "byol-w2-s0"]
 
 
-def test_quick_mode_neither_reads_nor_writes(checkout, trained):
-    studies.run_study("study", ARMS, (0,), quick=False)
+def test_an_unrecorded_study_neither_reads_nor_writes(checkout, trained):
+    studies.run_study("study", ARMS, (0,), record=True)
     before = sorted(checkout.rglob("*"))
     studies.run_study("study", ARMS, (0,))
     assert len(trained) == 4 and sorted(checkout.rglob("*")) == before

@@ -43,27 +43,27 @@ def run_study(
     experiment: str,  # Name of the study: a folder of data/measured/runs, and of runs/
     arms: dict[str, TrainConfig],  # "method-variant" -> its configuration, whatever its seed
     seeds,  # Integers
-    quick: bool = True,  # Train everything anew and write nothing; False: read records, train and record the rest
+    record: bool = False,  # Read records, train and record the rest; False: train everything anew and write nothing
     say=None,  # Takes a line of text for each arm that is trained; None: say nothing
 ) -> list[dict]:  # Records with "arm" and "seed", by seed, then in the order of `arms`
     "Every arm with every seed. Raises `InputError` for an arm that is not named method-variant."
     for arm in arms:
         expect(arm.count("-") == 1, "arms named method-variant", repr(arm))
-    known, runs = [] if quick else read_runs(experiment), []
+    known, runs = read_runs(experiment) if record else [], []
     with TemporaryDirectory() as scratch:
-        root = Path(scratch) if quick else project_root() / "runs" / experiment
+        root = project_root() / "runs" / experiment if record else Path(scratch)
         for seed in seeds:
             for arm, config in arms.items():
                 config, (method, variant) = replace(config, seed=seed), arm.split("-")
                 same = (r for r in known if (r["method"], r["variant"], r["seed"]) == (method, variant, seed))
-                record = next((r for r in same if same_config(r["config"], config)), None)
-                if record is None:
-                    record = train_arm(config, root / f"{arm}-s{seed}")
+                found = next((r for r in same if same_config(r["config"], config)), None)
+                if found is None:
+                    found = train_arm(config, root / f"{arm}-s{seed}")
                     if say:
                         say(f"trained {experiment} {arm} seed {seed}")
-                    if not quick:
-                        write_run(experiment, method, variant, config.source, seed, record)
-                runs.append({**record, "arm": arm, "seed": seed})
+                    if record:
+                        write_run(experiment, method, variant, config.source, seed, found)
+                runs.append({**found, "arm": arm, "seed": seed})
     return runs
 
 # %% ../../nbs/companion/studies.ipynb #93658f99
