@@ -215,6 +215,16 @@ def test_a_record_is_written_on_request(tmp_path, capsys):
     assert str(tmp_path) not in str(record)
 
 
+def test_runs_of_two_experiments_have_directories_of_their_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "settings.ini").write_text("[DEFAULT]\n")
+    for experiment, lr in (("first", "1e-3"), ("second", "2e-3")):
+        assert main(["train", "--record", experiment, "--lr", lr, *TINY]) == 0
+    found = sorted(str(path.parent.relative_to(tmp_path)) for path in tmp_path.glob("runs/*/*/summary.json"))
+    assert found == ["runs/first/alignw2-none-digits-s0", "runs/second/alignw2-none-digits-s0"]
+
+
 def closure(names):
     "Distributions that these need, themselves included."
     found, waiting = set(), [canonicalize_name(name) for name in names]

@@ -496,7 +496,8 @@ def test_the_online_probe_is_part_of_the_checkpoint(tmp_path, monkeypatch):
 
 
 def test_a_probe_step_is_the_cross_entropy_of_the_labelled_rows():
-    h = tuple(torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0)).mul(3).add(1).requires_grad_())
+    draw = torch.Generator().manual_seed(0)
+    h = tuple(torch.randn(6, 5, generator=draw).mul(3).add(1).requires_grad_() for _ in range(2))
     labels = torch.tensor([0, 2, -1, 1, -1, 2])
     probe = loop.OnlineProbe(5, 3)
     probe.optimizer = torch.optim.SGD(probe.parameters(), lr=1.0)
@@ -620,6 +621,12 @@ def test_images_streamed_from_their_files_train_the_same_network(tmp_path):
         config = replace(SMALL, source=source, root=str(tmp_path / "cache"), per_class=None, test_per_class=None)
         runs[kind] = _train(config, tmp_path / kind, epochs=1, batch=20)
     assert _numbers(runs["stream"]) == _numbers(runs["folder"])
+
+
+def test_impossible_options_of_a_method_leave_no_directory_behind(tmp_path):
+    with pytest.raises(ValueError, match="a queue of at least 1 row"):
+        _train(SMALL, tmp_path / "run", method=METHODS["mocov2"](queue=0))
+    assert not (tmp_path / "run").exists()
 
 
 def test_too_few_images_for_a_batch(tmp_path):

@@ -152,7 +152,7 @@ def add_train(
     parser.add_argument(
         "--record",
         metavar="EXPERIMENT",
-        help="also write the result to data/measured/runs/EXPERIMENT of the checkout (default: run directory only)",
+        help="also write the result to data/measured/runs/EXPERIMENT of the checkout; the run directory is then runs/EXPERIMENT/... (default: run directory only)",
     )
     parser.add_argument(
         "--project",
@@ -212,11 +212,13 @@ def run_train(
     "Train, and say where the results are."
     from wssl.core.collectives import WORLD, joined, rank
     from wssl.methods.catalog import method_name
-    from wssl.training.loop import TrainingError, train
+    from wssl.training.loop import TrainingError, run_directory, train
 
     config = train_config(options)
     if options.record:
         _records_to(options)
+        out = config.out or Path("runs") / options.record / run_directory(config).name
+        config = replace(config, out=str(out))
     try:
         with joined(config.device):
             run, first = train(config), rank(WORLD) == 0

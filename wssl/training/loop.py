@@ -586,23 +586,25 @@ def train(
         expect(world == 1 or not config.compile, "compile in one process only", f"{world} processes")
         if config.threads:
             torch.set_num_threads(config.threads)
+        method = build_method(config)  # impossible options leave no directory behind
         out, device, data = run_directory(config), pick_device(config.device), None
         if first:  # downloads and decodes; the others find it done
             data = load_data(config, device)
         from_first()
         data = data or load_data(config, device)
         with _locked(out) if first else contextlib.nullcontext():
-            return _train(config, out, data, device, say if say and first else lambda text: None, events and first)
+            say = say if say and first else lambda text: None
+            return _train(config, method.to(device), out, data, say, events and first)
 
 # %% ../../nbs/9_training/loop.ipynb #4170e76b
-def _train(config, out, data, device, say, events):
+def _train(config, method, out, data, say, events):
     "`train` in a directory that is ours; only rank 0 writes and speaks."
     if rank(WORLD) == 0:
         _claim(out, config)
     if from_first((out / "summary.json").is_file()):
         say(f"{out} is complete")
         return from_first(Run.read(out) if rank(WORLD) == 0 else None)
-    method, net, optimizer, probe, loss_of, state, history = _prepare(config, out, data[0], device, say)
+    method, net, optimizer, probe, loss_of, state, history = _prepare(config, method, out, data[0], say)
     writer, spectrum = _event_writer(out, state["step"]) if events else None, None
     for epoch in range(state["epoch"] or -1, config.epochs):
         line = _epoch(net, optimizer, data, config, epoch, out, loss_of, probe)
@@ -631,10 +633,10 @@ def in_parallel(
         return DistributedDataParallel(method, broadcast_buffers=False)
 
 # %% ../../nbs/9_training/loop.ipynb #e8bdc9cc
-def _prepare(config, out, images, device, say):
+def _prepare(config, method, out, images, say):
     "Everything that a run trains with, in the state of its newest checkpoint."
     seed_everything(config.seed)
-    method, probe = build_method(config).to(device), None
+    device, probe = images.y.device, None
     if world_size(WORLD) > 1:
         convert = nn.SyncBatchNorm.convert_sync_batchnorm if device.type == "cuda" else sync_batchnorm
         method = convert(method)
