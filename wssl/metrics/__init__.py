@@ -1,6 +1,14 @@
 """Alignment, uniformity, Wasserstein uniformity, moments, spectra, clusters, and the diagnosis that reads them."""
 
 from wssl.metrics.alignment_uniformity import Alignment, Uniformity, alignment, uniformity
+from wssl.metrics.clustering import (
+    ClusterScores,
+    cluster_scores,
+    partition_scores,
+    relative_cluster_sizes,
+    silhouettes,
+    size_summary,
+)
 from wssl.metrics.diagnosis import Diagnosis, diagnose
 from wssl.metrics.moments import Moments
 from wssl.metrics.spectrum import (
