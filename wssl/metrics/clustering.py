@@ -38,7 +38,7 @@ def size_summary(
     "How even the clusters are, the classes aside. Raises `InputError` for a label outside [0, k)."
     relative = relative_cluster_sizes(labels, k)
     share = relative / k
-    entropy = -torch.special.xlogy(share, share).sum()
+    entropy = torch.special.entr(share).sum()
     return {
         "empty": float((relative == 0).double().mean()),
         "entropy": float(entropy) / math.log(k) if k > 1 else 1.0,
