@@ -19,5 +19,6 @@ from wssl.data.synthetic import (
     one_hot,
     power_law,
     power_spectrum,
+    sphere_mixture,
 )
 from wssl.data.views import DIGITS, PRESETS, SMALL, W2_PAPER, Augmentation, TwoViews, plain_view

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ORDERS', 'LAWS', 'isotropic_gaussian', 'live_dimensions', 'collapsed_gaussian', 'constant_collapse', 'clusters',
-           'cone', 'cross_polytope', 'one_hot', 'clone_rows', 'clone_features', 'append_zeros', 'law', 'power_spectrum',
-           'power_law']
+           'sphere_mixture', 'cone', 'cross_polytope', 'one_hot', 'clone_rows', 'clone_features', 'append_zeros', 'law',
+           'power_spectrum', 'power_law']
 
 # %% ../../nbs/5_data/synthetic.ipynb #0bc7a0a6
 import torch
@@ -87,6 +87,24 @@ def clusters(
     labels = torch.arange(n) % k
     centres = isotropic_gaussian(k, m, generator, normalize=True, dtype=dtype)
     return normalize_rows(centres[labels] + spread * isotropic_gaussian(n, m, generator, dtype=dtype)), labels
+
+# %% ../../nbs/5_data/synthetic.ipynb #76366e0f
+def sphere_mixture(
+    n: int,  # Rows
+    k: int,  # Components
+    dim: int = 32,  # Dimensions
+    zipf: float = 1.0,  # Exponent a of the probabilities, from 0 (equal)
+    sigma: float = 0.25,  # Standard deviation of the noise in each coordinate, beside a mean of length 1
+    generator: torch.Generator | None = None,  # Source of the draw; None: the global one
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor, Tensor]:  # Unit rows (n, dim), labels (n,) in 0..k-1, unit means of the components (k, dim)
+    "Unit rows around `k` directions of unequal weight, their labels, and the directions."
+    expect(k >= 1, "at least 1 component", k)
+    expect(zipf >= 0, "an exponent from 0", zipf)
+    centroids = isotropic_gaussian(k, dim, generator, normalize=True, dtype=dtype)
+    weights = torch.arange(1, k + 1, dtype=torch.float64) ** -zipf
+    labels = torch.multinomial(weights, n, replacement=True, generator=generator)
+    return normalize_rows(centroids[labels] + sigma * _normal(n, dim, generator, dtype)), labels, centroids
 
 # %% ../../nbs/5_data/synthetic.ipynb #67dc5ead
 def cone(
