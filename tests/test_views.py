@@ -487,6 +487,12 @@ def test_crop_and_flip_leaves_the_colours():
     assert CROP_FLIP.scale == (0.08, 1.0) and CROP_FLIP.interpolation == "bilinear" and CROP_FLIP.p_flip == 0.5
 
 
+def test_the_strong_set_of_resa_gives_both_views_what_its_second_one_has():
+    assert augmentations(VIEWS["resa-strong"]) == [VIEWS["resa"].augmentation2] * 2
+    made = VIEWS["resa-strong"](IMAGES[3:4].expand(40, -1, -1, -1), generator(0, "strong"))
+    assert not torch.equal(*made)
+
+
 def test_excb_moves_its_border():
     views = excb_views(0.14)
     assert views.augmentation.scale == (0.14, 1.0) and views.local.scale == (0.05, 0.14)

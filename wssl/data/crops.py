@@ -83,6 +83,7 @@ VIEWS = {
     "solo-asymmetric": TwoViews(SOLO_FIRST, SOLO_SECOND),
     "resa": TwoViews(RESA_WEAK, RESA_STRONG),
     "resa-imagenet": TwoViews(replace(RESA_WEAK, **IMAGENET), replace(RESA_STRONG, p_blur=0.5, **IMAGENET)),
+    "resa-strong": TwoViews(RESA_STRONG),
     "excb": excb_views(),
     "swav": SWAV,
 }

@@ -1,5 +1,6 @@
-"""Losses, one module a family: contrastive, distillation, distribution, redundancy."""
+"""Losses, one module a family: clustering, contrastive, distillation, distribution, redundancy."""
 
+from wssl.losses.clustering import dino_loss, excb_loss, resa_loss, soft_cross_entropy, swav_loss
 from wssl.losses.contrastive import info_nce, nt_xent
 from wssl.losses.distillation import byol_loss, simsiam_loss
 from wssl.losses.distribution import WassersteinUniformityLoss, lu_of_views, regularize, w2_of_views

@@ -8,5 +8,6 @@ from wssl.methods.catalog import METHODS
 from wssl.methods.moco import MoCoV2
 from wssl.methods.nnclr import NNCLR
 from wssl.methods.redundancy import BarlowTwins, ZeroCL
+from wssl.methods.resa import ReSA
 from wssl.methods.simclr import SimCLR
 from wssl.methods.simsiam import SimSiam

@@ -15,6 +15,7 @@ from .byol import BYOL
 from .moco import MoCoV2
 from .nnclr import NNCLR
 from .redundancy import BarlowTwins, ZeroCL
+from .resa import ReSA
 from .simclr import SimCLR
 from .simsiam import SimSiam
 
@@ -29,8 +30,9 @@ METHODS = {
     "simsiam": SimSiam,
     "nnclr": NNCLR,
     "alignuniform": AlignUniform,
+    "resa": ReSA,
 }
-MethodOptions = AlignW2 | SimCLR | BYOL | MoCoV2 | BarlowTwins | ZeroCL | SimSiam | NNCLR | AlignUniform
+MethodOptions = AlignW2 | SimCLR | BYOL | MoCoV2 | BarlowTwins | ZeroCL | SimSiam | NNCLR | AlignUniform | ReSA
 
 # %% ../../nbs/7_methods/catalog.ipynb #b654bbe5
 def from_fields(
