@@ -143,6 +143,8 @@ def evaluate(
             layers = projector_layers(projector, h[known])
         coarse = coarse_labels(test.y[known], test.classes)
         result["study"] = cluster_study(layers, test.y[known], coarse=coarse, seed=config.seed)
+        if accuracies and probe != "none":
+            _probe_layers(result, layers, projector, *bank, test.y[known], config)
     return result
 
 # %% ../../nbs/9_training/loop.ipynb #f2f33f73
@@ -164,6 +166,18 @@ def _accuracies(train_h, train_y, test_h, test_y, config, online, probe):
             found = linear_probe(train_h[few], train_y[few], test_h, test_y, seed=config.seed)
             result[f"semi_{share * 100:g}_top1"] = float(found.top1)
     return result
+
+# %% ../../nbs/9_training/loop.ipynb #7f7ac12f
+def _probe_layers(result, layers, projector, train_h, train_y, test_y, config):
+    "The linear classifier's accuracy on each layer, into the study of that layer."
+    from wssl.evaluation import linear_probe
+
+    with evaluating(projector):
+        bank = projector_layers(projector, train_h)
+    result["study"]["h"]["linear_top1"] = result["linear_top1"]
+    for name in list(layers)[1:]:
+        found = linear_probe(bank[name], train_y, layers[name], test_y, seed=config.seed)
+        result["study"][name]["linear_top1"] = float(found.top1)
 
 # %% ../../nbs/9_training/loop.ipynb #f52e2a5a
 def _sizes(method, projector, features, curve):
