@@ -32,8 +32,8 @@ class Centering(nn.Module):
         self,
         scores: Tensor,  # Shape (n, k)
     ) -> Tensor:  # Shape (n, k), float32 or wider
-        "`scores` without what each cluster scores on average."
-        return as_embeddings(scores, "scores") - self.center
+        "`scores` without what each cluster scores on average. Raises `InputError` for another number of clusters."
+        return self._checked(scores) - self.center
 
     @torch.no_grad()
     def update(
@@ -42,8 +42,11 @@ class Centering(nn.Module):
         group=None,  # None: this process alone; `WORLD`: all processes; or a ProcessGroup
     ):
         "Move the centre towards the mean of `scores` over all processes. Raises `InputError` for another number of clusters."
-        scores = as_embeddings(scores, "scores")
-        k = len(self.center)
-        expect(scores.shape[1] == k, f"scores of {k} clusters", f"shape {tuple(scores.shape)}")
+        scores = self._checked(scores)
         mean = all_reduce_sum(widen(scores).sum(0), group) / (len(scores) * world_size(group))
         self.center.lerp_(mean.to(self.center.dtype), 1 - self.momentum)
+
+    def _checked(self, scores):
+        scores, k = as_embeddings(scores, "scores"), len(self.center)
+        expect(scores.shape[1] == k, f"scores of {k} clusters", f"shape {tuple(scores.shape)}")
+        return scores

@@ -57,6 +57,8 @@ class ClusterBalancer(nn.Module):
         similarities: Tensor,  # Cosines to the centroids, shape (n, k), in [-1, 1]
     ) -> Tensor:  # Shape (n, k), in [-1, 1], float32 or wider
         "Similarities corrected by the current sizes. Raises `InputError` for another number of clusters."
+        similarities, k = as_embeddings(similarities, "similarities"), len(self.sizes)
+        expect(similarities.shape[1] == k, f"similarities to {k} centroids", f"shape {tuple(similarities.shape)}")
         size = self.relative**self.gamma
         out = balanced(similarities, torch.where(size > 0, size, 1e-3 * torch.rand_like(size)))
         if not self.boost:

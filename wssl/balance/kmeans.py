@@ -40,6 +40,9 @@ def spherical_kmeans(
     expect(1 <= k <= n, f"a number of clusters in 1..{n}", k)
     expect(iterations >= 1, "at least 1 iteration", iterations)
     x = normalize_rows(x)
+    expect(
+        bool((x != 0).any(1).all()), "rows of a length above 0", f"{int((x == 0).all(1).sum())} of {n} rows that are 0"
+    )
     start = torch.randperm(n, generator=generator, device=generator.device if generator else "cpu")[:k]
     centroids, before = x[start.to(x.device)], None
     for done in range(2 * iterations):
