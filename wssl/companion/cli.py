@@ -125,18 +125,21 @@ def add_train(
     words=(),  # The command's words: the method among them brings its own options
 ):
     "The options of `wssl train`, with those of the method that `words` names."
-    from wssl.methods.catalog import METHODS
+    from wssl.methods.catalog import METHODS, method_name
     from wssl.training.config import TrainConfig
     from wssl.training.presets import PRESETS
 
-    method = Parser(prog="wssl train", add_help=False)
-    method.add_argument("--method", default=next(iter(METHODS)))
-    name = method.parse_known_args([word for word in words if word not in ("-h", "--help")])[0].method
+    first = Parser(prog="wssl train", add_help=False)
+    first.add_argument("--method")
+    first.add_argument("--preset")
+    given = first.parse_known_args([word for word in words if word not in ("-h", "--help")])[0]
+    usual = method_name(PRESETS[given.preset]().method) if given.preset in PRESETS else next(iter(METHODS))
+    name = given.method or usual
     expect(name in METHODS, f"a method ({', '.join(METHODS)})", repr(name))
     parser.add_argument(
         "--method",
         default=name,
-        help=f"the method ({', '.join(METHODS)}); --help beside it lists its own options (default: {next(iter(METHODS))})",
+        help=f"the method ({', '.join(METHODS)}); --help beside it lists its own options (default: {next(iter(METHODS))}, or the preset's)",
     )
     parser.add_argument(
         "--preset",
