@@ -73,7 +73,10 @@ class TrainConfig:
         False, "how representation, projector layers and embedding cluster, in every evaluation"
     )
     online_probe: bool = _option(False, "train a linear classifier beside the encoder, which gets no gradient of it")
-    probe: str = _option("none", "linear classifier on the finished encoder [none, offline]")
+    probe: str = _option(
+        "none",
+        "linear classifier on the finished encoder; semi: others on 1 % and 10 % of the labels too [none, offline, semi]",
+    )
     precision: str = _option("float32", "arithmetic of encoder and heads; losses are float32 [float32, bfloat16]")
     compile: bool = _option(False, "compile forward pass and loss, on a GPU into a CUDA graph; one process only")
     out: str | None = _option(None, "run directory [default: runs/METHOD-REGULARIZER-SOURCE-sSEED]", run=False)
@@ -162,7 +165,7 @@ NAMES = {
     "encoder": tuple(ENCODERS),
     "stem": (None, *STEMS),
     "optimizer": ("adam", "adamw", "sgd", "lars"),
-    "probe": ("none", "offline"),
+    "probe": ("none", "offline", "semi"),
     "precision": ("float32", "bfloat16"),
     "device": ("auto", "cpu", "cuda"),
 }

@@ -92,7 +92,7 @@ def load_data(
 
 # %% ../../nbs/9_training/loop.ipynb #eaafc722
 MEASURED = ("w2", "w2_floor", "live_fraction", "lu", "alignment", "rankme", "std", "knn")
-MEASURED += ("online_top1", "linear_top1", "linear_top5", "study")
+MEASURED += ("online_top1", "linear_top1", "linear_top5", "semi_1_top1", "semi_10_top1", "study")
 OWN = ("cluster_", "measured_")  # first words of what only some methods have
 CURVES = ("spectrum", "sizes")  # of the last evaluation only
 
@@ -104,7 +104,7 @@ def evaluate(
     config: TrainConfig,  # Its views, knn_k, size and seed are read
     spectrum: bool = False,  # Also the eigenvalues of the embeddings' covariance
     online: nn.Module | None = None,  # Classifier of representations that was trained beside the encoder
-    linear: bool = False,  # Also train a linear classifier on the training images' representations
+    probe: str = "none",  # "offline": also train a linear classifier on representations; "semi": and on 1 % and 10 % of the labels
 ) -> dict:  # name -> number
     "Uniformity, alignment, rank and accuracies of a method, as it stands."
     plain, (encoder, projector) = augmentation_of(config), method.evaluated
@@ -135,7 +135,7 @@ def evaluate(
         features = extract_features(encoder, train, augmentation=plain)
     if accuracies:
         bank = features[labelled], train.y[labelled]
-        result |= _accuracies(*bank, h[known], test.y[known], config, online, linear)
+        result |= _accuracies(*bank, h[known], test.y[known], config, online, probe)
     if method.clusters:
         result |= _sizes(method, projector, features, spectrum)
     if config.cluster_study and known.any():
@@ -143,22 +143,41 @@ def evaluate(
             layers = projector_layers(projector, h[known])
         coarse = coarse_labels(test.y[known], test.classes)
         result["study"] = cluster_study(layers, test.y[known], coarse=coarse, seed=config.seed)
+        if accuracies and probe != "none":
+            _probe_layers(result, layers, projector, *bank, test.y[known], config)
     return result
 
 # %% ../../nbs/9_training/loop.ipynb #f2f33f73
-def _accuracies(train_h, train_y, test_h, test_y, config, online, linear):
+def _accuracies(train_h, train_y, test_h, test_y, config, online, probe):
     "Shares of the test images that each classifier gets right."
     result = {"knn": knn_accuracy(train_h, train_y, test_h, test_y, config.knn_k)}
     if online is not None:
         with evaluating(online):
             result["online_top1"] = (online(test_h).argmax(1) == test_y).double().mean().item()
-    if linear:
+    if probe != "none":
         from wssl.evaluation import linear_probe
+        from wssl.evaluation.semi import labelled_rows
 
         found = linear_probe(train_h, train_y, test_h, test_y, seed=config.seed)
         shares = {"linear_top1": found.top1, "linear_top5": found.top5}  # no top 5 of five classes
         result |= {name: float(share) for name, share in shares.items() if share is not None}
+        for share in (0.01, 0.1) if probe == "semi" else ():
+            few = labelled_rows(train_y, share, config.seed).to(train_h.device)
+            found = linear_probe(train_h[few], train_y[few], test_h, test_y, seed=config.seed)
+            result[f"semi_{share * 100:g}_top1"] = float(found.top1)
     return result
+
+# %% ../../nbs/9_training/loop.ipynb #7f7ac12f
+def _probe_layers(result, layers, projector, train_h, train_y, test_y, config):
+    "The linear classifier's accuracy on each layer, into the study of that layer."
+    from wssl.evaluation import linear_probe
+
+    with evaluating(projector):
+        bank = projector_layers(projector, train_h)
+    result["study"]["h"]["linear_top1"] = result["linear_top1"]
+    for name in list(layers)[1:]:
+        found = linear_probe(bank[name], train_y, layers[name], test_y, seed=config.seed)
+        result["study"][name]["linear_top1"] = float(found.top1)
 
 # %% ../../nbs/9_training/loop.ipynb #f52e2a5a
 def _sizes(method, projector, features, curve):
@@ -752,8 +771,8 @@ def _epoch(net, optimizer, data, config, epoch, out, loss_of, probe):
     line = {"epoch": epoch + 1, "step": (epoch + 1) * steps, **means, "seconds": seconds}
     last = epoch + 1 == config.epochs
     if rank(WORLD) == 0 and (last or (config.eval_every and (epoch + 1) % config.eval_every == 0)):
-        linear = last and config.probe == "offline"
-        line.update(evaluate(_method_of(net), *data, config, spectrum=last, online=probe, linear=linear))
+        offline = config.probe if last else "none"
+        line.update(evaluate(_method_of(net), *data, config, spectrum=last, online=probe, probe=offline))
         line["evaluation_seconds"] = time.monotonic() - began - seconds
     return from_first(line)
 
