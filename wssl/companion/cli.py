@@ -361,7 +361,7 @@ def run_evaluate(
     found = evaluate(method, train, test, config)
     print_values(found, f"{options.run}: {'complete' if run.summary else 'not complete'}; {conditions(config, test)}")
     labelled = bool((train.y >= 0).all() and (test.y >= 0).all())
-    found["accuracies"] = accuracies(method.encoder, train, test, config, names) if labelled else []
+    found["accuracies"] = accuracies(method.evaluated[0], train, test, config, names) if labelled else []
     print_accuracies(found["accuracies"])
     if options.json:
         write_json(options.json, {**found, "conditions": conditions(config, test)})
