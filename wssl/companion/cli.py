@@ -383,12 +383,14 @@ def print_values(
     values: dict,  # name -> number
     title: str,  # First line
 ):
-    "Numbers in two columns."
+    "Numbers in two columns; a line for each layer of a clustering study."
     print(title)
     width = max(map(len, values), default=0)
     for name, value in values.items():
         if isinstance(value, int | float):
             print(f"  {name:<{width}}  {value:.6g}")
+    for layer, scores in values.get("study", {}).items():
+        print(f"  {layer:<{width}}  " + "  ".join(f"{key} {score:.3f}" for key, score in scores.items()))
 
 # %% ../../nbs/companion/cli.ipynb #968023c2
 def write_json(
