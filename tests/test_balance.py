@@ -201,8 +201,18 @@ def test_sizes_are_the_moving_average_of_histograms(k, n, momentum, seed):
     assert abs(balancer.sizes.double().sum().item() - 1) < 1e-6
 
 
-def test_sizes_do_not_drift_or_freeze():
-    """A step of a large batch at m = 0.9999 is lost in half precision; over many steps the sum must stay 1."""
+def test_sizes_keep_their_sum():
+    """Rounding alone lets the sum walk away by 1.6e-6 in this stream."""
+    balancer, draw, worst = ClusterBalancer(512, momentum=0.9999), torch.Generator().manual_seed(0), 0.0
+    for step in range(20_000):
+        balancer.update(torch.randint(512, (256,), generator=draw))
+        if step % 50 == 0:
+            worst = max(worst, abs(balancer.sizes.double().sum().item() - 1))
+    assert worst < 3e-7
+
+
+def test_sizes_do_not_freeze():
+    """A step of a large batch at m = 0.9999 is lost in half precision."""
     balancer = ClusterBalancer(512, momentum=0.9999)
     labels = torch.arange(8192) % 256
     for _ in range(2000):
@@ -373,7 +383,7 @@ def test_self_assignment_ignores_autocast():
     h = _cosines(32, 16, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         inside = self_assignment(h, h)
-    assert inside.dtype == torch.float32 and torch.equal(inside, self_assignment(h, h))
+    np.testing.assert_allclose(inside.numpy(), _self_assignment(*2 * [h.double().numpy()]), rtol=1e-4, atol=1e-7)
 
 
 def test_softness_is_counted():
