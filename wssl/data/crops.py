@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CROP_FLIP', 'SOLO', 'SOLO_WEAK', 'SOLO_FIRST', 'SOLO_SECOND', 'RESA_WEAK', 'RESA_STRONG', 'IMAGENET', 'SWAV', 'VIEWS',
-           'local_size', 'MultiCrop', 'excb_views', 'views_named']
+           'MOVING', 'local_size', 'MultiCrop', 'excb_views', 'views_named']
 
 # %% ../../nbs/5_data/crops.ipynb #ef84e192
 from dataclasses import dataclass, replace
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import expect
+from ..core.schedules import cosine
 from .views import DIGITS, SMALL, W2_PAPER, Augmentation, TwoViews, augment, draw
 
 # %% ../../nbs/5_data/crops.ipynb #271a7910
@@ -87,15 +88,17 @@ VIEWS = {
     "excb": excb_views(),
     "swav": SWAV,
 }
+MOVING = {"excb": lambda progress: excb_views(cosine(progress, 0.26, 0.14))}  # sets that change during training
 
 
 def views_named(
     name: str,  # A key of `VIEWS`
     size: int | None = None,  # Pixels a side of the global views; None: the set's own
+    progress: float | None = None,  # Share of the training done, for a set that changes with it; None: half
 ) -> TwoViews:  # A `MultiCrop` for the sets that have local crops, whose side follows `size`
     "The views called `name`, at `size`. Raises `InputError` for an unknown name."
     expect(name in VIEWS, f"views among {', '.join(VIEWS)}", name)
-    views = VIEWS[name]
+    views = VIEWS[name] if progress is None or name not in MOVING else MOVING[name](progress)
     if size is None:
         return views
     second = views.augmentation2 and replace(views.augmentation2, size=size)

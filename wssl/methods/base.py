@@ -14,18 +14,19 @@ from torch import Tensor, nn
 # %% ../../nbs/7_methods/base.ipynb #b17519b7
 @dataclass
 class Output:
-    "What a method returns for two views."
+    "What a method returns for two views, or for two and some local crops."
 
     loss: Tensor  # Scalar with gradient
-    z: tuple[Tensor, Tensor]  # Online projector outputs of both views, each (n, m), not normalised
-    h: tuple[Tensor, Tensor]  # Encoder outputs of both views, each (n, d)
+    z: tuple[Tensor, Tensor]  # Online projector outputs of both (global) views, each (n, m), not normalised
+    h: tuple[Tensor, Tensor]  # Encoder outputs of both (global) views, each (n, d)
     terms: dict[str, Tensor] = field(default_factory=dict)  # Parts of the loss by name, scalars without gradient
 
 # %% ../../nbs/7_methods/base.ipynb #c809c484
 class Method(nn.Module):
-    "Encoder and projector; a method adds `forward(views) -> Output` and, if it must, `after_step`."
+    "Encoder and projector; a method adds `forward(views) -> Output` and, if it must, what happens around a step."
 
     together = True  # Both views in one batch, so that they share BatchNorm's statistics
+    clusters = 0  # Number of clusters K of a method that has them, and `assign`
 
     def __init__(
         self,
@@ -45,8 +46,28 @@ class Method(nn.Module):
         return h, tuple(self.projector(each) for each in h)
 
     def project(self, x: Tensor) -> Tensor:
-        "Embeddings (n, m) of images (n, 3, H, W)."
-        return self.projector(self.encoder(x))
+        "Embeddings (n, m) of images (n, 3, H, W), by the networks that are evaluated."
+        encoder, projector = self.evaluated
+        return projector(encoder(x))
+
+    @property
+    def evaluated(self) -> tuple[nn.Module, nn.Module]:
+        "Encoder and projector that an evaluation takes: the online ones, unless a method says otherwise."
+        return self.encoder, self.projector
+
+    def start(self, batches):
+        "Called once before the first step of a new run; `batches` is an iterator of views of the training images, one epoch long."
+
+    def before_step(self, progress: float):
+        "Called ahead of every forward pass; `progress` in [0, 1) is the share of the training done."
 
     def after_step(self, progress: float):
         "Called once after every step of the optimizer; `progress` in (0, 1] is the share of the training done."
+
+    def prototype_decay(self, progress: float) -> float:
+        "Weight decay of prototypes as a multiple of the other weights'."
+        return 1.0
+
+    def measure(self, views, labels: Tensor) -> dict[str, float]:
+        "Numbers of the method's own about a batch of views with `labels` (-1: unknown); leaves the method as it was."
+        return {}

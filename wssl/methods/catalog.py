@@ -12,8 +12,10 @@ from ..core.checks import expect
 from .align_uniform import AlignUniform
 from .align_w2 import AlignW2
 from .byol import BYOL
+from .excb import ExCB
 from .moco import MoCoV2
 from .nnclr import NNCLR
+from .prototypes import DINO, SwAV
 from .redundancy import BarlowTwins, ZeroCL
 from .resa import ReSA
 from .simclr import SimCLR
@@ -30,9 +32,13 @@ METHODS = {
     "simsiam": SimSiam,
     "nnclr": NNCLR,
     "alignuniform": AlignUniform,
+    "swav": SwAV,
+    "dino": DINO,
+    "excb": ExCB,
     "resa": ReSA,
 }
-MethodOptions = AlignW2 | SimCLR | BYOL | MoCoV2 | BarlowTwins | ZeroCL | SimSiam | NNCLR | AlignUniform | ReSA
+MethodOptions = AlignW2 | SimCLR | BYOL | MoCoV2 | BarlowTwins | ZeroCL | SimSiam | NNCLR | AlignUniform
+MethodOptions |= SwAV | DINO | ExCB | ReSA
 
 # %% ../../nbs/7_methods/catalog.ipynb #b654bbe5
 def from_fields(

@@ -85,7 +85,7 @@ def _known(labels, n):
 def silhouettes(
     z,  # Embeddings, shape (n, m)
     labels,  # Class of each row, shape (n,), integers from 0, at least two classes
-    chunk: int = 8192,  # Rows at a time: memory is chunk x (m + classes) in float64
+    chunk: int = 512,  # Rows at a time, few enough for the cache: memory is chunk x (m + classes) in float64
 ) -> Tensor:  # Shape (n,), float64, in [-1, 1]
     "Silhouette of every row in its class, cosine distance (Rousseeuw 1987). Raises `InputError` where `z` is not finite, for one class, or a row without one."
     z = check_finite(as_embeddings(z).detach(), always=True)

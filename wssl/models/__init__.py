@@ -1,5 +1,5 @@
 """Encoders, heads and their momentum copies."""
 
 from wssl.models.encoders import ENCODERS, SmallResNet, encoder, initialised_from
-from wssl.models.heads import predictor, projector
+from wssl.models.heads import Prototypes, predictor, projector
 from wssl.models.momentum import MomentumNetwork, Queue

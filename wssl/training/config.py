@@ -16,12 +16,9 @@ from ..data.views import Augmentation, TwoViews
 from ..losses.distribution import REGULARIZERS
 from ..models.encoders import ENCODERS, STEMS
 from ..methods.align_w2 import AlignW2
-from ..methods.catalog import MethodOptions, from_fields, method_from, method_name
+from ..methods.catalog import METHODS, MethodOptions, from_fields, method_from, method_name
 
 # %% ../../nbs/9_training/config.ipynb #99888f85
-PAIRS = [name for name, views in VIEWS.items() if not isinstance(views, MultiCrop)]
-
-
 def _option(default, help, **more):
     return field(default=default, metadata={"help": help, **more})
 
@@ -47,23 +44,34 @@ class TrainConfig:
     )
     size: int = _option(32, "side of the images [pixels]")
     augmentation: str | None = _option(
-        None, f"random views [{', '.join(PAIRS)}; default: digits for digits, else small]"
+        None,
+        f"random views; those with local crops are for some methods [{', '.join(VIEWS)}; default: digits for digits, else small]",
     )
     encoder: str = _option("small", f"network that is trained [{', '.join(ENCODERS)}]")
     stem: str | None = _option(None, f"first layer of a ResNet [{', '.join(STEMS)}; default: 32]")
     epochs: int = _option(20, "passes over the training images [epochs]")
     batch: int = _option(256, "images of a step on all processes together, two views of each [images]")
-    optimizer: str = _option("adam", "optimizer [adam, sgd with momentum 0.9, lars with momentum 0.9 and eta 0.02]")
+    optimizer: str = _option(
+        "adam", "optimizer [adam, adamw, sgd with momentum 0.9, lars with momentum 0.9 and eta 0.02]"
+    )
     lr: float = _option(1e-3, "learning rate after warm-up, not scaled by the batch; then a cosine to lr_end of it")
     lr_bias: float | None = _option(None, "the same for biases and BatchNorm [default: lr]")
     lr_end: float = _option(0.0, "learning rate at the end [share of lr, 0 to 1]")
-    weight_decay: float = _option(1e-5, "L2 decay of weight matrices and filters, not of biases and BatchNorm")
+    weight_decay: float = _option(
+        1e-5,
+        "decay of weight matrices and filters at the start; adamw takes it off the weights, the others add it to gradients",
+    )
+    weight_decay_end: float | None = _option(None, "the same at the end, on a cosine [default: as at the start]")
+    decay_all: bool = _option(False, "let biases and BatchNorm decay too")
     warmup: float = _option(0.1, "linear warm-up of the learning rate [share of the training, at most 0.5]")
     seed: int = _option(0, "seed of initial weights, order and views [integer]")
     eval_every: int = _option(
         5, "evaluate every so many epochs, at the start and at the end [epochs; 0: at the end only]"
     )
     knn_k: int = _option(200, "neighbours that vote in the evaluation [images]")
+    cluster_study: bool = _option(
+        False, "how representation, projector layers and embedding cluster, in every evaluation"
+    )
     online_probe: bool = _option(False, "train a linear classifier beside the encoder, which gets no gradient of it")
     probe: str = _option("none", "linear classifier on the finished encoder [none, offline]")
     precision: str = _option("float32", "arithmetic of encoder and heads; losses are float32 [float32, bfloat16]")
@@ -130,11 +138,12 @@ def _check(c):
     real("lr_end", 0, 1)
     for name in ("holdout", "warmup"):
         real(name, 0, 0.5)
-    for name in ("online_probe", "compile"):
+    for name in ("decay_all", "cluster_study", "online_probe", "compile"):
         expect(isinstance(getattr(c, name), bool), f"{name} as true or false", repr(getattr(c, name)))
     for name in ("weight", "weight_decay"):
         real(name, 0)
-    real("weight_end", 0, optional=True)
+    for name in ("weight_end", "weight_decay_end"):
+        real(name, 0, optional=True)
     expect(
         c.regularizer == "none" or c.regularizer in REGULARIZERS,
         f"regularizer none, {' or '.join(REGULARIZERS)}",
@@ -149,10 +158,10 @@ def _check(c):
 
 # %% ../../nbs/9_training/config.ipynb #967d5924
 NAMES = {
-    "augmentation": (None, *PAIRS),
+    "augmentation": (None, *VIEWS),
     "encoder": tuple(ENCODERS),
     "stem": (None, *STEMS),
-    "optimizer": ("adam", "sgd", "lars"),
+    "optimizer": ("adam", "adamw", "sgd", "lars"),
     "probe": ("none", "offline"),
     "precision": ("float32", "bfloat16"),
     "device": ("auto", "cpu", "cuda"),
@@ -167,13 +176,21 @@ def _check_names(c):
     expect(
         c.stem is None or c.encoder.startswith("resnet"), "a stem for a ResNet only", f"stem {c.stem} for {c.encoder}"
     )
+    local = c.augmentation is not None and isinstance(VIEWS[c.augmentation], MultiCrop)
+    expect(
+        not local or getattr(c.method, "multi_crop", False),
+        f"a method that takes local crops ({', '.join(name for name, kind in METHODS.items() if getattr(kind, 'multi_crop', False))}) for {c.augmentation}",
+        method_name(c.method),
+    )
 
 # %% ../../nbs/9_training/config.ipynb #6c9ac3d7
 def views_of(
     config: TrainConfig,
+    progress: float | None = None,  # Share of the training done, for views that change with it; None: half
 ) -> TwoViews:
     "The random views of a run."
-    return views_named(config.augmentation or ("digits" if config.source == "digits" else "small"), config.size)
+    name = config.augmentation or ("digits" if config.source == "digits" else "small")
+    return views_named(name, config.size, progress)
 
 # %% ../../nbs/9_training/config.ipynb #050b8329
 def augmentation_of(
