@@ -142,10 +142,11 @@ def evaluate(
             result["online_top1"] = (online(own[known]).argmax(1) == test.y[known]).double().mean().item()
     if method.clusters:
         result |= _sizes(method, projector, features, spectrum)
-    if config.cluster_study and known.any():
+    if config.cluster_study and len(test.y[known].unique()) > 1:
         with evaluating(method):
             layers = projector_layers(projector, h[known])
         coarse = coarse_labels(test.y[known], test.classes)
+        coarse = coarse if coarse is not None and len(coarse.unique()) > 1 else None
         result["study"] = cluster_study(layers, test.y[known], coarse=coarse, seed=config.seed)
         if accuracies and probe != "none":
             _probe_layers(result, layers, projector, *bank, test.y[known], config)
