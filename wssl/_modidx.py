@@ -1020,4 +1020,8 @@ d = { 'settings': { 'branch': 'main',
                                      'wssl.training.optim.LARS._move': ('9_training/optim.html#lars._move', 'wssl/training/optim.py'),
                                      'wssl.training.optim.LARS.step': ('9_training/optim.html#lars.step', 'wssl/training/optim.py'),
                                      'wssl.training.optim._adapted': ('9_training/optim.html#_adapted', 'wssl/training/optim.py')},
-            'wssl.training.presets': {'wssl.training.presets.w2_paper': ('9_training/presets.html#w2_paper', 'wssl/training/presets.py')}}}
+            'wssl.training.presets': { 'wssl.training.presets.excb_paper': ( '9_training/presets.html#excb_paper',
+                                                                             'wssl/training/presets.py'),
+                                       'wssl.training.presets.resa_paper': ( '9_training/presets.html#resa_paper',
+                                                                             'wssl/training/presets.py'),
+                                       'wssl.training.presets.w2_paper': ('9_training/presets.html#w2_paper', 'wssl/training/presets.py')}}}

@@ -18,7 +18,7 @@ def balanced(
     relative_sizes: Tensor,  # r = k * share of each cluster, shape (k,), from 0; 1 is balanced
     gamma: float = 1.0,  # Exponent of the sizes, > 0; 1 is the paper's operator
 ) -> Tensor:  # Shape (n, k), in [-1, 1], of the wider of the two types
-    "Similarities to small clusters raised, to large ones lowered (Metaxas et al. 2024, section 3). Raises `InputError` for shapes that do not fit."
+    "Similarities to small clusters raised, to large ones lowered (Metaxas et al. 2024). Raises `InputError` for shapes that do not fit."
     similarities = as_embeddings(similarities, "similarities")
     k = similarities.shape[1]
     expect(relative_sizes.shape == (k,), f"relative sizes of shape ({k},)", f"shape {tuple(relative_sizes.shape)}")
@@ -30,7 +30,7 @@ def balanced(
 
 # %% ../../nbs/3_balance/excb.ipynb #f8405e73
 class ClusterBalancer(nn.Module):
-    "Running sizes of `k` clusters, and similarities corrected by them (Metaxas et al. 2024, section 3)."
+    "Running sizes of `k` clusters, and similarities corrected by them (Metaxas et al. 2024)."
 
     def __init__(
         self,

@@ -125,18 +125,21 @@ def add_train(
     words=(),  # The command's words: the method among them brings its own options
 ):
     "The options of `wssl train`, with those of the method that `words` names."
-    from wssl.methods.catalog import METHODS
+    from wssl.methods.catalog import METHODS, method_name
     from wssl.training.config import TrainConfig
     from wssl.training.presets import PRESETS
 
-    method = Parser(prog="wssl train", add_help=False)
-    method.add_argument("--method", default=next(iter(METHODS)))
-    name = method.parse_known_args([word for word in words if word not in ("-h", "--help")])[0].method
+    first = Parser(prog="wssl train", add_help=False)
+    first.add_argument("--method")
+    first.add_argument("--preset")
+    given = first.parse_known_args([word for word in words if word not in ("-h", "--help")])[0]
+    usual = method_name(PRESETS[given.preset]().method) if given.preset in PRESETS else next(iter(METHODS))
+    name = given.method or usual
     expect(name in METHODS, f"a method ({', '.join(METHODS)})", repr(name))
     parser.add_argument(
         "--method",
         default=name,
-        help=f"the method ({', '.join(METHODS)}); --help beside it lists its own options (default: {next(iter(METHODS))})",
+        help=f"the method ({', '.join(METHODS)}); --help beside it lists its own options (default: {next(iter(METHODS))}, or the preset's)",
     )
     parser.add_argument(
         "--preset",
@@ -358,7 +361,7 @@ def run_evaluate(
     found = evaluate(method, train, test, config)
     print_values(found, f"{options.run}: {'complete' if run.summary else 'not complete'}; {conditions(config, test)}")
     labelled = bool((train.y >= 0).all() and (test.y >= 0).all())
-    found["accuracies"] = accuracies(method.encoder, train, test, config, names) if labelled else []
+    found["accuracies"] = accuracies(method.evaluated[0], train, test, config, names) if labelled else []
     print_accuracies(found["accuracies"])
     if options.json:
         write_json(options.json, {**found, "conditions": conditions(config, test)})
@@ -380,12 +383,14 @@ def print_values(
     values: dict,  # name -> number
     title: str,  # First line
 ):
-    "Numbers in two columns."
+    "Numbers in two columns; a line for each layer of a clustering study."
     print(title)
     width = max(map(len, values), default=0)
     for name, value in values.items():
         if isinstance(value, int | float):
             print(f"  {name:<{width}}  {value:.6g}")
+    for layer, scores in values.get("study", {}).items():
+        print(f"  {layer:<{width}}  " + "  ".join(f"{key} {score:.3f}" for key, score in scores.items()))
 
 # %% ../../nbs/companion/cli.ipynb #968023c2
 def write_json(

@@ -68,9 +68,10 @@ SWAV = MultiCrop(
 
 def excb_views(
     border: float = 0.2,  # Share of the image: global crops take more, local crops less
+    **changes,  # Fields of `Augmentation` that all crops change; `size` is the global side
 ) -> MultiCrop:
     "ExCB's views (Metaxas et al. 2024, public code, where `border` falls from 0.26 to 0.14 on a cosine)."
-    first = replace(W2_PAPER, scale=(border, 1.0), p_blur=0.0, blur_kernel=9, p_solarize=0.0)
+    first = replace(W2_PAPER, scale=(border, 1.0), p_blur=0.0, blur_kernel=9, p_solarize=0.0, **changes)
     local = replace(first, scale=(0.05, border), size=local_size(first.size))
     return MultiCrop(first, replace(first, p_blur=0.9, p_solarize=0.2), local=local)
 
@@ -86,9 +87,13 @@ VIEWS = {
     "resa-imagenet": TwoViews(replace(RESA_WEAK, **IMAGENET), replace(RESA_STRONG, p_blur=0.5, **IMAGENET)),
     "resa-strong": TwoViews(RESA_STRONG),
     "excb": excb_views(),
+    "excb-imagenet": excb_views(**IMAGENET),
     "swav": SWAV,
 }
-MOVING = {"excb": lambda progress: excb_views(cosine(progress, 0.26, 0.14))}  # sets that change during training
+MOVING = {  # sets that change during training
+    "excb": lambda progress: excb_views(cosine(progress, 0.26, 0.14)),
+    "excb-imagenet": lambda progress: excb_views(cosine(progress, 0.26, 0.14), **IMAGENET),
+}
 
 
 def views_named(

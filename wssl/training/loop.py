@@ -135,25 +135,27 @@ def evaluate(
         features = extract_features(encoder, train, augmentation=plain)
     if accuracies:
         bank = features[labelled], train.y[labelled]
-        result |= _accuracies(*bank, h[known], test.y[known], config, online, probe)
+        result |= _accuracies(*bank, h[known], test.y[known], config, probe)
+    if accuracies and online is not None:  # it learnt on the online encoder's representations
+        own = h if encoder is method.encoder else extract_features(method.encoder, test, augmentation=plain)
+        with evaluating(online):
+            result["online_top1"] = (online(own[known]).argmax(1) == test.y[known]).double().mean().item()
     if method.clusters:
         result |= _sizes(method, projector, features, spectrum)
-    if config.cluster_study and known.any():
+    if config.cluster_study and len(test.y[known].unique()) > 1:
         with evaluating(method):
             layers = projector_layers(projector, h[known])
         coarse = coarse_labels(test.y[known], test.classes)
+        coarse = coarse if coarse is not None and len(coarse.unique()) > 1 else None
         result["study"] = cluster_study(layers, test.y[known], coarse=coarse, seed=config.seed)
         if accuracies and probe != "none":
             _probe_layers(result, layers, projector, *bank, test.y[known], config)
     return result
 
 # %% ../../nbs/9_training/loop.ipynb #f2f33f73
-def _accuracies(train_h, train_y, test_h, test_y, config, online, probe):
+def _accuracies(train_h, train_y, test_h, test_y, config, probe):
     "Shares of the test images that each classifier gets right."
     result = {"knn": knn_accuracy(train_h, train_y, test_h, test_y, config.knn_k)}
-    if online is not None:
-        with evaluating(online):
-            result["online_top1"] = (online(test_h).argmax(1) == test_y).double().mean().item()
     if probe != "none":
         from wssl.evaluation import linear_probe
         from wssl.evaluation.semi import labelled_rows
