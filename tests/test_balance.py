@@ -531,3 +531,14 @@ def test_kmeans_holds_no_full_matrix():
 def test_bad_input_is_one_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_at_full_size_nothing_is_asked_of_the_device():
+    """K = 65,536 at batch 1,024 on tensors that have a device and no values: one graph, and any read of a value is an error."""
+    torch.compiler.reset()
+    parts = ClusterBalancer(65_536).to("meta"), Centering(65_536).to("meta")
+    inputs = torch.empty(1024, 65_536, device="meta"), torch.empty(1024, 2048, device="meta")
+    for step in (_teacher_step, torch.compile(_teacher_step, backend="eager", fullgraph=True)):
+        target, centred, codes, assignment = step(*parts, *inputs)
+        assert target.shape == centred.shape == codes.shape == (1024, 65_536) and assignment.shape == (1024, 1024)
+    torch.compiler.reset()
