@@ -5,8 +5,10 @@ from wssl.methods.align_w2 import AlignW2
 from wssl.methods.base import Method, Output
 from wssl.methods.byol import BYOL
 from wssl.methods.catalog import METHODS
+from wssl.methods.directclr import DirectCLR
 from wssl.methods.excb import ExCB
 from wssl.methods.moco import MoCoV2
+from wssl.methods.moco_v3 import MoCoV3
 from wssl.methods.nnclr import NNCLR
 from wssl.methods.prototypes import DINO, SwAV
 from wssl.methods.redundancy import BarlowTwins, ZeroCL
