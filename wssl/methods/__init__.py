@@ -1,5 +1,6 @@
 """Methods: encoder, heads, loss, and what happens after a step."""
 
+from wssl.methods.align_gaussian import AlignSliced, LeJEPA, VISReg
 from wssl.methods.align_uniform import AlignUniform
 from wssl.methods.align_w2 import AlignW2
 from wssl.methods.base import Method, Output
@@ -15,3 +16,4 @@ from wssl.methods.redundancy import BarlowTwins, ZeroCL
 from wssl.methods.resa import ReSA
 from wssl.methods.simclr import SimCLR
 from wssl.methods.simsiam import SimSiam
+from wssl.methods.vicreg import VICReg
