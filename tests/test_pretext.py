@@ -3,11 +3,14 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.distributed import run_ranks
+from wssl.core.collectives import sync_batchnorm
 from wssl.losses import cut_tiles, permutation_set, rotations, standardize_tiles, task_loss
 from wssl.losses.pretext import (
     LIMIT,
@@ -20,6 +23,8 @@ from wssl.losses.pretext import (
     neighbour_pairs,
     rarity_weights,
 )
+from wssl.methods.pretext import Colorization, Jigsaw, RelativePosition, RotNet, question_draws
+from wssl.models import encoder, initialised_from
 
 
 def _images(n=6, size=32, seed=0):
@@ -198,3 +203,158 @@ def test_task_loss_is_its_formula_with_gradient():
 def test_bad_input_is_one_sentence(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+HEADS = dict(hidden=32, out=16)
+OPTIONS = {
+    "rotnet": RotNet(**HEADS),
+    "relative": RelativePosition(gap=1, **HEADS),
+    "jigsaw": Jigsaw(permutations=24, gap=1, **HEADS),
+    "colorization": Colorization(bins=4, cells=2, **HEADS),
+}
+CLASSES = {"rotnet": 4, "relative": 8, "jigsaw": 24, "colorization": 16}
+
+
+def _build(options):
+    with initialised_from(0, "test"):
+        return options.build(encoder("small", width=4))
+
+
+def _views(n=8):
+    return _images(n, 16, 1), _images(n, 16, 2)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_method_learns_its_task_and_hands_out_whole_views(name):
+    method = _build(OPTIONS[name])
+    assert [each for each, _ in method.named_children()] == ["encoder", "projector", "classifier"]
+    output = method(_views())
+    assert [tuple(z.shape) for z in output.z] == [(8, 16)] * 2 and [tuple(h.shape) for h in output.h] == [(8, 32)] * 2
+    assert 0 <= output.terms["accuracy"] <= 1 and not output.terms["accuracy"].requires_grad
+    output.loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())
+    method.eval()
+    whole = method(_views())
+    for x, z, h in zip(_views(), whole.z, whole.h, strict=True):
+        torch.testing.assert_close(z, method.project(x))
+        torch.testing.assert_close(h, method.encoder(x))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_classifier_that_says_the_same_to_all_pays_chance(name):
+    method = _build(OPTIONS[name])
+    last = method.classifier if isinstance(method.classifier, torch.nn.Linear) else method.classifier[-1]
+    torch.nn.init.zeros_(last.weight)
+    torch.nn.init.zeros_(last.bias)
+    assert method(_views()).loss.item() == pytest.approx(math.log(CLASSES[name]), abs=1e-5)
+
+
+def test_rotnet_is_the_mean_over_all_angles_of_both_views():
+    method, views = _build(RotNet(**HEADS)).eval(), _views()
+    each = []
+    for x in views:
+        for quarter in range(4):
+            turned = torch.from_numpy(np.rot90(x.numpy(), quarter, (2, 3)).copy())
+            scores = method.classifier(method.project(turned))
+            each.append(-scores.log_softmax(1)[:, quarter])
+    torch.testing.assert_close(method(views).loss, torch.cat(each).mean())
+
+
+@pytest.mark.parametrize("name", ["relative", "jigsaw"])
+def test_tiles_leave_no_trace_in_running_statistics_but_whole_views_do(name):
+    method, other = _build(OPTIONS[name]), _build(OPTIONS[name])
+    method(_views())
+    other.embed(_views())
+    for part in ("encoder", "projector"):
+        mine, whole = getattr(method, part).state_dict(), getattr(other, part).state_dict()
+        assert any("running_mean" in key for key in mine)
+        for key, value in mine.items():
+            assert torch.equal(value, whole[key]), key
+    assert all(m.track_running_stats for m in method.modules() if isinstance(m, torch.nn.BatchNorm2d))
+
+
+def test_jigsaw_shows_one_permutation_to_each_view():
+    method, seen = _build(Jigsaw(permutations=12, gap=1, **HEADS)), []
+    method.classifier.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    method.embed_tiles = lambda x, u: torch.arange(9.0).view(1, 9, 1).expand(len(x), 9, 16) + 0 * u.sum()
+    torch.manual_seed(0)
+    method(_views(64))
+    shown = seen[0].view(128, 9, 16)[:, :, 0].long()
+    known = {tuple(row) for row in permutation_set(12).tolist()}
+    found = {tuple(row) for row in shown.tolist()}
+    assert found == known, "all of the set and nothing else, in 128 draws"
+
+
+def test_questions_are_a_function_of_the_global_seed():
+    for name in ("relative", "jigsaw"):
+        method, values = _build(OPTIONS[name]), []
+        for seed in (0, 0, 1):
+            torch.manual_seed(seed)
+            values.append(method.eval()(_views()).loss.item())
+        assert values[0] == values[1] != values[2]
+
+
+def test_colorization_is_blind_to_colour_and_counts_it():
+    method, views = _build(Colorization(bins=4, cells=2, **HEADS)), _views()
+    tint = torch.randn(8, 3, 1, 1)
+    tint = tint - tint.mean(1, keepdim=True)
+    torch.testing.assert_close(method.eval().encoder(views[0] + tint), method.encoder(views[0]), atol=1e-4, rtol=1e-4)
+    assert (method.weights == 1).all()
+    method.start(iter([views, views]))
+    counts = method.targets(torch.cat(views)).double().sum(0)
+    p = counts / counts.sum()
+    expected = 1 / (0.5 * p + 0.5 / 16)
+    torch.testing.assert_close(method.weights.double(), expected / (p * expected).sum(), atol=1e-5, rtol=1e-5)
+    assert "weights" in method.state_dict(), "a run that is continued keeps them"
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_step_is_one_graph_and_takes_bfloat16(name):
+    method = _build(OPTIONS[name])
+    compiled = torch.compile(lambda views: method(views).loss, fullgraph=True, backend="aot_eager")
+    compiled(_views()).backward()
+    assert all(p.grad is not None for p in method.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        output = method(_views())
+    assert output.loss.dtype == torch.float32 and output.loss.isfinite()
+
+
+def _loss_of(rank):
+    torch.manual_seed(1)
+    draws = question_draws(3, 5, "cpu").numpy()
+    torch.manual_seed(0)
+    method = sync_batchnorm(_build(OPTIONS["jigsaw"]))
+    mine = tuple(x[4 * rank : 4 * rank + 4] for x in _views())
+    output = method(mine)
+    output.loss.backward()
+    return output.loss.item(), method.encoder.stem[0].weight.grad.numpy(), draws
+
+
+def test_two_processes_ask_and_solve_what_one_would():
+    found = run_ranks(_loss_of)
+    torch.manual_seed(1)
+    alone = question_draws(6, 5, "cpu").view(2, 6, 5)
+    assert torch.equal(torch.cat([torch.from_numpy(draws).view(2, 3, 5) for *_, draws in found], 1), alone)
+    torch.manual_seed(0)
+    method = _build(OPTIONS["jigsaw"])
+    output = method(_views())
+    output.loss.backward()
+    assert sum(loss for loss, *_ in found) / 2 == pytest.approx(output.loss.item(), abs=1e-5)
+    mean = torch.from_numpy(sum(grad for _, grad, _ in found) / 2)
+    torch.testing.assert_close(mean, method.encoder.stem[0].weight.grad, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (RotNet(rotations=5), "expected 2, 4 or 8 rotations; received 5"),
+        (Jigsaw(permutations=1), "permutations from 2 to 1512; received 1"),
+        (Jigsaw(gap=-1), "a gap of at least 0 pixels; received -1"),
+        (RelativePosition(gap=-2), "a gap of at least 0 pixels; received -2"),
+        (Colorization(bins=1), "at least 2 bins and 1 cell"),
+        (Colorization(uniform=0), "a uniform share in"),
+    ],
+)
+def test_options_that_cannot_be_are_one_sentence(options, words):
+    with pytest.raises(ValueError, match=words):
+        _build(options)
