@@ -11,6 +11,7 @@ from wssl.methods.excb import ExCB
 from wssl.methods.moco import MoCoV2
 from wssl.methods.moco_v3 import MoCoV3
 from wssl.methods.nnclr import NNCLR
+from wssl.methods.pretext import Colorization, Jigsaw, RelativePosition, RotNet
 from wssl.methods.prototypes import DINO, SwAV
 from wssl.methods.redundancy import BarlowTwins, ZeroCL
 from wssl.methods.resa import ReSA
