@@ -97,7 +97,7 @@ def test_probes_of_layers_are_the_probes_of_their_rows(net):
             return torch.zeros(len(h), 3)
 
     train, test = images(60), images(31, 1)
-    found = probe_layers(net, Forget(), train, test, seed=3, knn_k=5, epochs=20, augmentation=VIEW)
+    found = probe_layers(net, Forget(), train, test, seed=3, knn_k=5, epochs=300, augmentation=VIEW)
     assert list(found) == ["stem", "stage1", "stage2", "h", "z"]
     a, b = (layer_features(net, Forget(), part, augmentation=VIEW) for part in (train, test))
     for name in ("stem", "h"):
@@ -105,7 +105,7 @@ def test_probes_of_layers_are_the_probes_of_their_rows(net):
         std[std == 0] = 1  # units that the ReLU keeps shut
         rows = (((part[name].double() - mean) / std).float() for part in (a, b))
         learn, judge = rows
-        assert found[name]["linear"] == linear_probe(learn, train.y, judge, test.y, 20, batch=256, seed=3).top1
+        assert found[name]["linear"] == linear_probe(learn, train.y, judge, test.y, 300, batch=256, seed=3).top1
         assert found[name]["knn"] == knn_accuracy(a[name], train.y, b[name], test.y, 5)
     assert found["stem"]["linear"] == 1 and found["stem"]["knn"] > 0.8
     chance = max((test.y == 0).double().mean(), (test.y == 1).double().mean())
