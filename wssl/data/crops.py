@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CROP_FLIP', 'SOLO', 'SOLO_WEAK', 'SOLO_FIRST', 'SOLO_SECOND', 'RESA_WEAK', 'RESA_STRONG', 'IMAGENET', 'SWAV', 'VIEWS',
-           'MOVING', 'local_size', 'MultiCrop', 'excb_views', 'views_named']
+           'COLOURLESS', 'WHOLE', 'CHANGES', 'MOVING', 'local_size', 'MultiCrop', 'excb_views', 'views_named']
 
 # %% ../../nbs/5_data/crops.ipynb #ef84e192
 from dataclasses import dataclass, replace
@@ -90,6 +90,19 @@ VIEWS = {
     "excb-imagenet": excb_views(**IMAGENET),
     "swav": SWAV,
 }
+COLOURLESS = dict(p_jitter=0.0, p_gray=0.0)
+WHOLE = dict(scale=(1.0, 1.0), ratio=(1.0, 1.0))
+CHANGES = {  # of "small": one part taken away, or the crop's least area changed
+    "no-crop": WHOLE,
+    "no-flip": dict(p_flip=0.0),
+    "no-jitter": dict(p_jitter=0.0),
+    "no-gray": dict(p_gray=0.0),
+    "no-colour": COLOURLESS,
+    "flip": WHOLE | COLOURLESS,
+    **{f"crop-{share}": dict(scale=(share / 100, 1.0)) for share in (5, 10, 40, 70)},
+}
+VIEWS |= {f"small-{name}": TwoViews(replace(SMALL, **changes)) for name, changes in CHANGES.items()}
+VIEWS["small-multi"] = MultiCrop(SMALL, local=replace(SMALL, scale=(0.05, 0.2), size=local_size(SMALL.size)), n_local=4)
 MOVING = {  # sets that change during training
     "excb": lambda progress: excb_views(cosine(progress, 0.26, 0.14)),
     "excb-imagenet": lambda progress: excb_views(cosine(progress, 0.26, 0.14), **IMAGENET),

@@ -8,13 +8,14 @@ __all__ = ['AlignW2', 'AlignW2Method']
 # %% ../../nbs/7_methods/align_w2.ipynb #8d7f989f
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..core.collectives import WORLD
 from ..core.checks import expect
-from ..losses.distribution import w2_of_views
 from .base import Method, Output
 from ..metrics.alignment_uniformity import alignment
+from ..metrics.wasserstein import wasserstein_uniformity
 from ..models.heads import projector
 
 # %% ../../nbs/7_methods/align_w2.ipynb #f070dab4
@@ -24,6 +25,8 @@ class AlignW2:
 
     weight: float = 2.5  # Of W2; 0 leaves alignment alone, which collapses
     squared: bool = False  # Take the square of W2: pushes harder near one point, more softly near the uniform cloud
+    per_view: bool = False  # The mean of W2 of each view instead of W2 of both together
+    corrected: bool = False  # W2 without the bias of few rows: needs as many rows as 2 `out` in what W2 is taken of
     hidden: int = 512  # Width of the projector's hidden layers
     out: int = 128  # Dimension m of the embedding
     layers: int = 3  # Linear layers of the projector
@@ -31,22 +34,28 @@ class AlignW2:
     def build(self, encoder: nn.Module) -> Method:
         "The method on `encoder`. Raises `InputError` for a negative weight."
         expect(self.weight >= 0, "a weight of at least 0", self.weight)
-        head = projector(encoder.out_dim, self.hidden, self.out, layers=self.layers)
-        return AlignW2Method(encoder, head, self.weight, self.squared)
+        return AlignW2Method(encoder, self)
 
 # %% ../../nbs/7_methods/align_w2.ipynb #a180fe97
 class AlignW2Method(Method):
     "Alignment and W2 on both views, which pass the network together."
 
-    def __init__(self, encoder: nn.Module, head: nn.Module, weight: float, squared: bool = False):
-        super().__init__(encoder, head)
-        self.weight, self.squared = weight, squared
+    def __init__(self, encoder: nn.Module, options: AlignW2):
+        super().__init__(encoder, projector(encoder.out_dim, options.hidden, options.out, layers=options.layers))
+        self.options = options
+
+    def spread(self, z1: Tensor, z2: Tensor) -> Tensor:
+        "W2 of both views together, or the mean of each view's."
+        clouds = (z1, z2) if self.options.per_view else (torch.cat((z1, z2)),)
+        squared, corrected = self.options.squared, self.options.corrected
+        values = [wasserstein_uniformity(z, squared=squared, corrected=corrected, group=WORLD) for z in clouds]
+        return sum(values) / len(values)
 
     def forward(self, views) -> Output:
         h, z = self.embed(views)
-        loss = alignment(*z)
+        loss, options = alignment(*z), self.options
         terms = {"alignment_term": loss.detach()}
-        if self.weight > 0:
-            spread = w2_of_views(*z, squared=self.squared, group=WORLD)
-            loss, terms["w2_term"] = loss + self.weight * spread, spread.detach()
+        if options.weight > 0:
+            spread = self.spread(*z)
+            loss, terms["w2_term"] = loss + options.weight * spread, spread.detach()
         return Output(loss, z, h, terms)

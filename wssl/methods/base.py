@@ -27,6 +27,7 @@ class Method(nn.Module):
 
     together = True  # Both views in one batch, so that they share BatchNorm's statistics
     clusters = 0  # Number of clusters K of a method that has them, and `assign`
+    rates = {}  # Learning rates of parts as multiples of the others', by the part's name, e.g. {"predictor": 10.0}
 
     def __init__(
         self,

@@ -29,10 +29,12 @@ class BYOL:
     out: int = 128  # Dimension m of the embedding
     layers: int = 2  # Linear layers of the projector
     predictor: bool = True  # False: the embedding itself is the prediction
+    predictor_rate: float = 1.0  # Learning rate of the predictor as a multiple of the others', at least 0
     stop_gradient: bool = True  # False: the target is the online network, with gradient
 
     def build(self, encoder: nn.Module) -> Method:
-        "The method on `encoder`. Raises `InputError` for a momentum outside [0, 1]."
+        "The method on `encoder`. Raises `InputError` for a momentum outside [0, 1] or a negative rate."
+        expect(self.predictor_rate >= 0, "a predictor_rate of at least 0", self.predictor_rate)
         for value in (self.momentum, self.momentum_end):
             expect(0 <= value <= 1, "a momentum in [0, 1]", value)
         return BYOLMethod(encoder, self)
@@ -45,7 +47,7 @@ class BYOLMethod(Method):
 
     def __init__(self, encoder: nn.Module, options: BYOL):
         super().__init__(encoder, projector(encoder.out_dim, options.hidden, options.out, layers=options.layers))
-        self.options = options
+        self.options, self.rates = options, {"predictor": options.predictor_rate}
         self.predictor = predictor(options.out, options.hidden) if options.predictor else nn.Identity()
         self.target = MomentumNetwork(self._online()) if options.stop_gradient else None
 

@@ -9,17 +9,21 @@ __all__ = ['METHODS', 'MethodOptions', 'from_fields', 'method_from', 'method_nam
 from dataclasses import fields
 
 from ..core.checks import expect
+from .align_gaussian import AlignSliced, LeJEPA, VISReg
 from .align_uniform import AlignUniform
 from .align_w2 import AlignW2
 from .byol import BYOL
+from .directclr import DirectCLR
 from .excb import ExCB
 from .moco import MoCoV2
+from .moco_v3 import MoCoV3
 from .nnclr import NNCLR
 from .prototypes import DINO, SwAV
 from .redundancy import BarlowTwins, ZeroCL
 from .resa import ReSA
 from .simclr import SimCLR
 from .simsiam import SimSiam
+from .vicreg import VICReg
 
 # %% ../../nbs/7_methods/catalog.ipynb #af943a9b
 METHODS = {
@@ -36,9 +40,15 @@ METHODS = {
     "dino": DINO,
     "excb": ExCB,
     "resa": ReSA,
+    "vicreg": VICReg,
+    "lejepa": LeJEPA,
+    "visreg": VISReg,
+    "alignsliced": AlignSliced,
+    "mocov3": MoCoV3,
+    "directclr": DirectCLR,
 }
 MethodOptions = AlignW2 | SimCLR | BYOL | MoCoV2 | BarlowTwins | ZeroCL | SimSiam | NNCLR | AlignUniform
-MethodOptions |= SwAV | DINO | ExCB | ReSA
+MethodOptions |= SwAV | DINO | ExCB | ReSA | VICReg | LeJEPA | VISReg | AlignSliced | MoCoV3 | DirectCLR
 
 # %% ../../nbs/7_methods/catalog.ipynb #b654bbe5
 def from_fields(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ..core.checks import expect
 from ..losses.distillation import simsiam_loss
 from .base import Method, Output
 from ..models.heads import predictor, projector
@@ -23,10 +24,15 @@ class SimSiam:
     out: int = 128  # Dimension m of the embedding
     layers: int = 2  # Linear layers of the projector; the paper has 3, and 2 for CIFAR-10
     bottleneck: int = 32  # Width of the predictor's hidden layer: a quarter of `out` in the paper
-    stop_gradient: bool = True  # False: the target is not a constant, for showing what then happens
+    predictor: bool = True  # False: the embedding itself is the prediction
+    predictor_rate: float = (
+        1.0  # Learning rate of the predictor as a multiple of the others', at least 0; 0 keeps it as it began
+    )
+    stop_gradient: bool = True  # False: the target is not a constant
 
     def build(self, encoder: nn.Module) -> Method:
-        "The method on `encoder`."
+        "The method on `encoder`. Raises `InputError` for a negative rate."
+        expect(self.predictor_rate >= 0, "a predictor_rate of at least 0", self.predictor_rate)
         return SimSiamMethod(encoder, self)
 
 # %% ../../nbs/7_methods/simsiam.ipynb #4a436701
@@ -38,7 +44,8 @@ class SimSiamMethod(Method):
     def __init__(self, encoder: nn.Module, options: SimSiam):
         head = projector(encoder.out_dim, options.hidden, options.out, options.layers, last_bn=True, last_affine=False)
         super().__init__(encoder, head)
-        self.predictor = predictor(options.out, options.bottleneck)
+        self.predictor = predictor(options.out, options.bottleneck) if options.predictor else nn.Identity()
+        self.rates = {"predictor": options.predictor_rate}
         self.stop_gradient = options.stop_gradient
 
     def forward(self, views) -> Output:

@@ -17,13 +17,20 @@ def projector(
     in_dim: int,  # Dimensions of the representation h
     hidden: int = 2048,  # Dimensions of the hidden layers
     out: int = 256,  # Dimensions m of the embedding z
-    layers: int = 2,  # Linear layers, at least 1
+    layers: int = 2,  # Linear layers; 0: no projector, z = h, for which `out` must be `in_dim`
     bn: bool = True,  # BatchNorm in the hidden layers; without it they have a bias
     last_bn: bool = False,  # End in a BatchNorm instead of a bias
     last_affine: bool = True,  # Give that last BatchNorm a scale and a shift
 ) -> nn.Sequential:  # (n, in_dim) -> (n, out)
-    "A multilayer perceptron of `layers` linear layers. Raises `InputError` for fewer than one."
-    expect(min(in_dim, hidden, out, layers) >= 1, "sizes and layers of at least 1", (in_dim, hidden, out, layers))
+    "A multilayer perceptron of `layers` linear layers. Raises `InputError` for sizes below 1, and without layers for an `out` that is not `in_dim`."
+    expect(
+        min(in_dim, hidden, out) >= 1 and layers >= 0,
+        "sizes of at least 1 and layers of at least 0",
+        (in_dim, hidden, out, layers),
+    )
+    if layers == 0:
+        expect(out == in_dim, f"an embedding of {in_dim} dimensions, as the representation, without a projector", out)
+        return nn.Sequential()
     modules, width = [], in_dim
     for _ in range(layers - 1):
         modules += [nn.Linear(width, hidden, bias=not bn), *[nn.BatchNorm1d(hidden)] * bn, nn.ReLU(inplace=True)]

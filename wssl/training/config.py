@@ -39,6 +39,10 @@ class TrainConfig:
     root: str | None = _option(None, "folder of downloads and of relative PATHs [default: data/cache]")
     per_class: int | None = _option(None, "training images of each class [images; default: all]")
     test_per_class: int | None = _option(None, "test images of each class [images; default: all]")
+    imbalance: float = _option(
+        1.0,
+        "training images of the first class over those of the last, falling geometrically [at least 1; 1: all stay]",
+    )
     holdout: float = _option(
         0.0, "share of the training images to evaluate on instead of the test set [0 to 0.5; 0: use the test set]"
     )
@@ -71,6 +75,9 @@ class TrainConfig:
     knn_k: int = _option(200, "neighbours that vote in the evaluation [images]")
     cluster_study: bool = _option(
         False, "how representation, projector layers and embedding cluster, in every evaluation"
+    )
+    collapse_study: bool = _option(
+        False, "every metric of collapse, of representation and embedding, in every evaluation"
     )
     online_probe: bool = _option(False, "train a linear classifier beside the encoder, which gets no gradient of it")
     probe: str = _option(
@@ -139,9 +146,10 @@ def _check(c):
     real("lr", 0, above=True)
     real("lr_bias", 0, above=True, optional=True)
     real("lr_end", 0, 1)
+    real("imbalance", 1)
     for name in ("holdout", "warmup"):
         real(name, 0, 0.5)
-    for name in ("decay_all", "cluster_study", "online_probe", "compile"):
+    for name in ("decay_all", "cluster_study", "collapse_study", "online_probe", "compile"):
         expect(isinstance(getattr(c, name), bool), f"{name} as true or false", repr(getattr(c, name)))
     for name in ("weight", "weight_decay"):
         real(name, 0)

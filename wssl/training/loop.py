@@ -44,10 +44,11 @@ from ..core.paths import write_atomically
 from ..core.rows import normalize_rows
 from ..core.schedules import cosine, linear, warmup_cosine
 from ..core.seeds import generator, seed_everything, stream_seed
-from ..data.images import Images, load_images, split_rows
+from ..data.images import Images, load_images, long_tail_rows, split_rows
 from ..data.stream import StreamedImages
 from ..data.views import TwoViews
 from ..evaluation.cluster_study import cluster_study, coarse_labels, projector_layers
+from ..evaluation.collapse_study import collapse_study, view_embeddings
 from ..evaluation.features import evaluating, extract_features
 from ..evaluation.knn import knn_accuracy
 from ..losses.distribution import regularize
@@ -80,6 +81,8 @@ def load_data(
     train = load_images(config.source, "train", config.size, config.root)
     if config.per_class:
         train = train.subset(config.per_class, seed=0)
+    if config.imbalance != 1:
+        train = train.take(long_tail_rows(train.y, config.imbalance))
     if config.holdout:
         kept, held = (train.take(split_rows(train.y, part, 1, config.holdout)) for part in ("train", "test"))
         train, test = kept, held
@@ -92,7 +95,7 @@ def load_data(
 
 # %% ../../nbs/9_training/loop.ipynb #eaafc722
 MEASURED = ("w2", "w2_floor", "live_fraction", "lu", "alignment", "rankme", "std", "knn")
-MEASURED += ("online_top1", "linear_top1", "linear_top5", "semi_1_top1", "semi_10_top1", "study")
+MEASURED += ("online_top1", "linear_top1", "linear_top5", "semi_1_top1", "semi_10_top1", "study", "collapse")
 OWN = ("cluster_", "measured_")  # first words of what only some methods have
 CURVES = ("spectrum", "sizes")  # of the last evaluation only
 
@@ -142,6 +145,10 @@ def evaluate(
             result["online_top1"] = (online(own[known]).argmax(1) == test.y[known]).double().mean().item()
     if method.clusters:
         result |= _sizes(method, projector, features, spectrum)
+    if config.collapse_study:
+        with evaluating(method):
+            layers = {"h": h, "z": torch.cat([projector(part) for part in h.split(512)])}
+        result["collapse"] = collapse_study(layers, view_embeddings(encoder, projector, test, views))
     if config.cluster_study and len(test.y[known].unique()) > 1:
         with evaluating(method):
             layers = projector_layers(projector, h[known])
@@ -231,24 +238,27 @@ def make_optimizer(
     method: nn.Module,
     config: TrainConfig,
 ) -> torch.optim.Optimizer:
-    "Adam, AdamW, SGD or LARS, the last two with momentum 0.9; groups: weights, biases and BatchNorm, and prototypes where there are any."
-    trained = [p for p in method.parameters() if p.requires_grad]
+    """Adam, AdamW, SGD or LARS, the last two with momentum 0.9. Groups: weights, biases and BatchNorm, prototypes where there are any;
+    a part with a rate of its own has its own groups behind them."""
     turned = {id(part.weight) for part in method.modules() if isinstance(part, Prototypes)}
-    weights = [p for p in trained if p.ndim > 1 and id(p) not in turned]
-    prototypes = [p for p in trained if id(p) in turned]
+    rates = {id(p): rate for part, rate in method.rates.items() for p in getattr(method, part).parameters()}
+    groups = {("weights", 1.0): [], ("biases", 1.0): []}
+    for p in method.parameters():
+        kind = "prototypes" if id(p) in turned else "weights" if p.ndim > 1 else "biases"
+        if p.requires_grad:
+            groups.setdefault((kind, rates.get(id(p), 1.0)), []).append(p)
+    decays = {"weights": 1.0, "biases": float(config.decay_all), "prototypes": 1.0}
     groups = [
-        {"params": weights, "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": config.decay_all * config.weight_decay},
+        {"params": params, "weight_decay": decays[kind] * config.weight_decay, "kind": kind, "rate": rate}
+        for (kind, rate), params in groups.items()
     ]
-    if prototypes:
-        groups.append({"params": prototypes, "weight_decay": config.weight_decay})
     if config.optimizer in ("adam", "adamw"):
         return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](groups, lr=config.lr)
     return {"sgd": torch.optim.SGD, "lars": LARS}[config.optimizer](groups, lr=config.lr, momentum=0.9)
 
 # %% ../../nbs/9_training/loop.ipynb #bcc30d5c
 def set_learning_rate(
-    optimizer: torch.optim.Optimizer,  # Of `make_optimizer`: weights, then biases and BatchNorm, then prototypes
+    optimizer: torch.optim.Optimizer,  # Of `make_optimizer`
     config: TrainConfig,
     progress: float,  # Share of the training done, in [0, 1]
     prototype_decay: float = 1.0,  # Decay of prototypes as a multiple of the weights'
@@ -256,11 +266,11 @@ def set_learning_rate(
     "Rate and decay of each group at `progress`: linear warm-up, then a cosine; the decay on a cosine."
     last = config.weight_decay if config.weight_decay_end is None else config.weight_decay_end
     decay = cosine(progress, config.weight_decay, last)
-    peaks = (config.lr, config.lr_bias or config.lr, config.lr)
-    shares = (1.0, float(config.decay_all), prototype_decay)
-    for group, peak, share in zip(optimizer.param_groups, peaks, shares, strict=False):
+    shares = {"weights": 1.0, "biases": float(config.decay_all), "prototypes": prototype_decay}
+    for group in optimizer.param_groups:
+        peak = group["rate"] * (config.lr_bias or config.lr if group["kind"] == "biases" else config.lr)
         group["lr"] = warmup_cosine(progress, peak, config.lr_end * peak, config.warmup)
-        group["weight_decay"] = share * decay
+        group["weight_decay"] = shares[group["kind"]] * decay
 
 # %% ../../nbs/9_training/loop.ipynb #025c5787
 def objective(

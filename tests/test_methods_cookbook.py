@@ -1,0 +1,221 @@
+"""The cookbook's methods: networks, losses as formulas in float64, what moves after a step, two processes, one graph."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from tests.distributed import run_ranks
+from wssl.core.collectives import sync_batchnorm
+from wssl.methods import DirectCLR, MoCoV3
+from wssl.models import SmallResNet, encoder, initialised_from
+from wssl.training.loop import in_bfloat16, in_parallel, objective
+
+SMALL = dict(hidden=32, out=4)
+METHODS = {
+    "mocov3": MoCoV3(**SMALL),
+    "directclr": DirectCLR(share=0.25),
+    "directclr-projector": DirectCLR(share=0.5, layers=2, **SMALL),
+}
+FOLLOWERS = {"mocov3": MoCoV3(momentum=0.5, momentum_end=0.9, **SMALL)}
+
+
+def _build(options, dtype=torch.float64):
+    """A small one whose second network, if any, is no copy of the first any more, and every layer of which learns."""
+    with initialised_from(0, "test"):
+        method = options.build(encoder("small", width=4)).to(dtype)
+        for p in method.parameters():
+            if p.ndim == 1:
+                p.data.uniform_(0.2, 1.0)
+            elif not p.requires_grad:
+                p.data.add_(0.1 * torch.randn_like(p))
+    return method
+
+
+def _views(n=12, local=0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    views = [torch.randn(n, 3, 16, 16, generator=generator, dtype=torch.float64) for _ in range(2)]
+    return (*views, *(torch.randn(n, 3, 8, 8, generator=generator, dtype=torch.float64) for _ in range(local)))
+
+
+def _unit(x):
+    return x / x.norm(dim=1, keepdim=True)
+
+
+def _cross_entropy(queries, keys, tau):
+    """Mean over the queries of -log softmax of the own key's cosine among all keys, written out."""
+    scores = _unit(queries) @ _unit(keys).T / tau
+    return (scores.exp().sum(1).log() - scores.diagonal()).mean()
+
+
+def _same_gradients(one, two):
+    for (name, a), b in zip(one.named_parameters(), two.parameters(), strict=True):
+        if a.requires_grad:
+            assert (a.grad - b.grad).abs().max() <= 1e-7 * b.grad.abs().max() + 1e-12, name
+
+
+# ---- one method each
+
+
+def test_moco_v3_is_two_tau_times_both_directions_against_constant_keys():
+    method, views = _build(MoCoV3(temperature=0.3, **SMALL)), _views()
+    copied = copy.deepcopy(method)
+    output = method(views)
+    q1, q2 = (copied.predictor(copied.projector(copied.encoder(x))) for x in views)
+    k1, k2 = (copied.target.net(x).detach() for x in views)
+    expected = 2 * 0.3 * (_cross_entropy(q1, k2, 0.3) + _cross_entropy(q2, k1, 0.3))
+    torch.testing.assert_close(output.loss, expected)
+    output.loss.backward()
+    expected.backward()
+    _same_gradients(method, copied)
+
+
+def test_moco_v3_has_no_queue_and_its_embeddings_end_in_a_batchnorm_without_affine():
+    method = _build(MoCoV3(**SMALL))
+    assert {name for name, _ in method.named_children()} == {"encoder", "projector", "predictor", "target"}
+    assert not method.projector[-1].affine
+    torch.testing.assert_close(method(_views()).z[0].mean(0), torch.zeros(4).double(), atol=1e-8, rtol=0)
+    assert method.evaluated == (method.encoder, method.projector)
+
+
+def test_directclr_is_half_of_both_directions_on_the_first_units():
+    method, views = _build(DirectCLR(temperature=0.2, share=0.25)), _views()
+    copied = copy.deepcopy(method)
+    output = method(views)
+    z1, z2 = (copied.encoder(x)[:, :8] for x in views)
+    assert method.encoder.out_dim == 32 and not list(method.projector.parameters())
+    expected = (_cross_entropy(z1, z2, 0.2) + _cross_entropy(z2, z1, 0.2)) / 2
+    torch.testing.assert_close(output.loss, expected)
+    torch.testing.assert_close(output.z, (z1, z2))
+    output.loss.backward()
+    expected.backward()
+    _same_gradients(method, copied)
+
+
+def test_directclr_with_layers_has_its_projector_behind_the_units():
+    method, views = _build(DirectCLR(share=0.5, layers=2, **SMALL)), _views()
+    assert [type(part) for part in method.projector[1:]] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
+    assert method.projector[1].in_features == 16 and method(views).z[0].shape == (12, 4)
+    assert _build(DirectCLR(share=1e-6)).projector[0].count == 1
+
+
+# ---- all of them
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_output_is_complete_and_every_trained_parameter_learns(name):
+    method = _build(METHODS[name])
+    output = method(_views())
+    width = method.projector(output.h[0]).shape[1]
+    assert (
+        output.loss.ndim == 0 and [tuple(t.shape) for t in (*output.z, *output.h)] == [(12, width)] * 2 + [(12, 32)] * 2
+    )
+    assert not any(value.requires_grad for value in output.terms.values())
+    output.loss.backward()
+    for key, p in method.named_parameters():
+        assert not p.requires_grad or (p.grad.isfinite().all() and p.grad.abs().max() > 0), key
+    pointers = [value.data_ptr() for value in method.state_dict().values() if value.numel()]
+    assert len(pointers) == len(set(pointers)), "safetensors refuses tensors that share memory"
+
+
+@pytest.mark.parametrize("name", FOLLOWERS)
+def test_the_target_has_no_gradient_and_follows_along_a_cosine(name):
+    method = _build(FOLLOWERS[name])
+    inputs = tuple(x.requires_grad_() for x in _views())
+    method(inputs).loss.backward()
+    assert all(not p.requires_grad and p.grad is None for p in method.target.parameters())
+    online = [p.detach().clone() for part in (method.encoder, method.projector) for p in part.parameters()]
+    before = [p.clone() for p in method.target.parameters()]
+    method.after_step(0.5)  # halfway between 0.5 and 0.9
+    for old, p, new in zip(before, online, method.target.parameters(), strict=True):
+        torch.testing.assert_close(new, 0.7 * old + 0.3 * p)
+    before = [p.clone() for p in method.target.parameters()]
+    method.after_step(1.0)
+    for old, p, new in zip(before, online, method.target.parameters(), strict=True):
+        torch.testing.assert_close(new, 0.9 * old + 0.1 * p)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_bfloat16_networks_give_a_float32_loss_near_the_exact_one(name):
+    found = []
+    for change in (lambda method: method, in_bfloat16):
+        method = change(_build(METHODS[name], torch.float32))
+        found.append(method(tuple(x.float() for x in _views())).loss)
+    assert found[1].dtype == torch.float32
+    assert found[1].item() == pytest.approx(found[0].item(), rel=0.05)
+
+
+# ---- two processes
+
+
+def _step(net, method, views):
+    output = net(views)
+    output.loss.backward()
+    gradients = {name: p.grad for name, p in method.named_parameters() if p.requires_grad}
+    method.after_step(0.5)
+    return {"loss": output.loss.detach(), **output.terms}, gradients, dict(method.state_dict())
+
+
+def _on_a_rank(rank):
+    found = {}
+    for name, options in METHODS.items():
+        method = sync_batchnorm(_build(options))
+        mine = tuple(x[rank * 6 : rank * 6 + 6] for x in _views())
+        found[name] = _step(in_parallel(method), method, mine)
+    return found
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    return run_ranks(_on_a_rank)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_processes_are_one_on_the_whole_batch(ranks, name):
+    method = _build(METHODS[name])
+    terms, gradients, state = _step(method, method, _views())
+    for key, value in terms.items():
+        assert sum(each[name][0][key] for each in ranks).item() / 2 == pytest.approx(value.item(), rel=1e-7), key
+    for each in ranks:
+        for key, grad in gradients.items():
+            assert (each[name][1][key] - grad).abs().max() <= 1e-6 * grad.abs().max() + 1e-12, key
+        for key, value in state.items():
+            torch.testing.assert_close(each[name][2][key], value, rtol=1e-6, atol=1e-9, msg=key)
+
+
+# ---- one graph, bad input
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_traces_into_one_graph(name):
+    torch.compiler.reset()
+    compiled = torch.compile(objective, backend="aot_eager", fullgraph=True, dynamic=False)
+    views, found = tuple(x.float() for x in _views()), []
+    for function in (objective, compiled):
+        with initialised_from(0, "tiny"):
+            method = METHODS[name].build(SmallResNet(width=8, blocks=(1,)))
+        loss, terms, _ = function(method, views, "none", 0.0)
+        loss.backward()
+        found.append([loss.detach(), *terms.values(), *(p.grad for p in method.parameters() if p.requires_grad)])
+        method.after_step(0.5)
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        MoCoV3(momentum=1.5),
+        MoCoV3(momentum_end=-0.1),
+        MoCoV3(temperature=0),
+        DirectCLR(temperature=-1),
+        DirectCLR(share=0),
+        DirectCLR(share=1.1),
+        DirectCLR(layers=-1),
+    ],
+    ids=str,
+)
+def test_impossible_options_are_one_sentence(options):
+    with pytest.raises(ValueError, match=r"^expected .*; received "):
+        options.build(encoder("small", width=4))
