@@ -5,6 +5,7 @@ from wssl.methods.align_w2 import AlignW2
 from wssl.methods.base import Method, Output
 from wssl.methods.byol import BYOL
 from wssl.methods.catalog import METHODS
+from wssl.methods.deepcluster import DeepClusterV2
 from wssl.methods.directclr import DirectCLR
 from wssl.methods.excb import ExCB
 from wssl.methods.moco import MoCoV2
