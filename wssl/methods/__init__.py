@@ -15,4 +15,6 @@ from wssl.methods.prototypes import DINO, SwAV
 from wssl.methods.redundancy import BarlowTwins, ZeroCL
 from wssl.methods.resa import ReSA
 from wssl.methods.simclr import SimCLR
+from wssl.methods.simdino import SimDINO
 from wssl.methods.simsiam import SimSiam
+from wssl.methods.whitening import INTL, WMSE
