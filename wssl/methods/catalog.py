@@ -18,6 +18,7 @@ from .excb import ExCB
 from .moco import MoCoV2
 from .moco_v3 import MoCoV3
 from .nnclr import NNCLR
+from .pretext import Colorization, Jigsaw, RelativePosition, RotNet
 from .prototypes import DINO, SwAV
 from .redundancy import BarlowTwins, ZeroCL
 from .resa import ReSA
@@ -46,9 +47,14 @@ METHODS = {
     "alignsliced": AlignSliced,
     "mocov3": MoCoV3,
     "directclr": DirectCLR,
+    "rotnet": RotNet,
+    "jigsaw": Jigsaw,
+    "relative": RelativePosition,
+    "colorization": Colorization,
 }
 MethodOptions = AlignW2 | SimCLR | BYOL | MoCoV2 | BarlowTwins | ZeroCL | SimSiam | NNCLR | AlignUniform
 MethodOptions |= SwAV | DINO | ExCB | ReSA | VICReg | LeJEPA | VISReg | AlignSliced | MoCoV3 | DirectCLR
+MethodOptions |= RotNet | Jigsaw | RelativePosition | Colorization
 
 # %% ../../nbs/7_methods/catalog.ipynb #b654bbe5
 def from_fields(
