@@ -242,7 +242,9 @@ def test_two_processes_equal_one_on_the_whole_batch():
 @pytest.mark.parametrize("name", LOSSES)
 def test_half_types_and_autocast_compute_in_float32(name):
     z1, z2 = (z.detach().bfloat16() for z in (_draw(16, 6), _draw(16, 6, 1)))
-    half, full = ([z.detach().to(dtype).requires_grad_() for z in (z1, z2)] for dtype in (torch.bfloat16, torch.float32))
+    half, full = (
+        [z.detach().to(dtype).requires_grad_() for z in (z1, z2)] for dtype in (torch.bfloat16, torch.float32)
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = LOSSES[name](*half)
     loss.backward()
