@@ -3,6 +3,7 @@
 from wssl.evaluation.cluster_study import cluster_study, coarse_labels, projector_layers
 from wssl.evaluation.features import evaluating, extract_features, known_labels, top_k_accuracy
 from wssl.evaluation.knn import knn_accuracy, knn_predict, knn_votes
+from wssl.evaluation.layers import encoder_layers, layer_features, probe_layers
 from wssl.evaluation.linear import LinearProbe, ViewsProbe, linear_probe, linear_probe_with_views
 from wssl.evaluation.semi import SemiSupervised, fine_tune, semi_supervised
 from wssl.evaluation.sources import load_embeddings, load_labels

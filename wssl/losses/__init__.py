@@ -3,5 +3,13 @@
 from wssl.losses.clustering import dino_loss, excb_loss, resa_loss, soft_cross_entropy, swav_loss
 from wssl.losses.contrastive import info_nce, nt_xent
 from wssl.losses.distillation import byol_loss, simsiam_loss
-from wssl.losses.distribution import WassersteinUniformityLoss, lu_of_views, regularize, w2_of_views
-from wssl.losses.redundancy import barlow_twins_loss, zero_fcl_loss, zero_icl_loss
+from wssl.losses.distribution import (
+    WassersteinUniformityLoss,
+    lu_of_views,
+    regularize,
+    sigreg_loss,
+    sliced_w2_loss,
+    visreg_loss,
+    w2_of_views,
+)
+from wssl.losses.redundancy import barlow_twins_loss, vicreg_loss, vicreg_terms, zero_fcl_loss, zero_icl_loss

@@ -10,6 +10,7 @@ from wssl.metrics.clustering import (
     size_summary,
 )
 from wssl.metrics.diagnosis import Diagnosis, diagnose
+from wssl.metrics.lidar import discriminant_spectrum, lidar
 from wssl.metrics.moments import Moments
 from wssl.metrics.spectrum import (
     RankMe,
