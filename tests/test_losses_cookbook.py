@@ -11,7 +11,19 @@ from hypothesis import strategies as st
 
 from tests.distributed import run_ranks
 from wssl import WORLD
-from wssl.losses import sigreg_loss, sliced_w2_loss, vicreg_loss, vicreg_terms, visreg_loss
+from wssl.losses import (
+    cholesky_whiten,
+    coding_rate,
+    intl_loss,
+    iter_norm,
+    sigreg_loss,
+    simdino_loss,
+    sliced_w2_loss,
+    vicreg_loss,
+    vicreg_terms,
+    visreg_loss,
+    w_mse_loss,
+)
 
 
 def _draw(n, m, seed=0, scale=1.0):
@@ -191,17 +203,160 @@ def test_distances_vanish_only_at_a_normal_cloud():
     assert sigreg_loss(cube).item() > 1.5 * sigreg_loss(z).item()
 
 
-PAIRS = {"vicreg": vicreg_loss}
+def _agreement(a, b):
+    return np.square(_unit(a) - _unit(b)).sum(1).mean()
+
+
+def _cholesky(z, eps=0.0):
+    cov = (1 - eps) * np.cov(z.T).reshape(z.shape[1], -1) + eps * np.eye(z.shape[1])
+    return (z - z.mean(0)) @ np.linalg.inv(np.linalg.cholesky(cov)).T
+
+
+@settings(deadline=None, max_examples=15)
+@given(m=st.integers(1, 5), groups=st.integers(1, 3), eps=st.sampled_from([0.0, 0.2]), seed=st.integers(0, 99))
+def test_w_mse_is_its_formula(m, groups, eps, seed):
+    size = 2 * m + 3
+
+    def formula(a, b):
+        parts = [
+            (_cholesky(u, eps), _cholesky(v, eps))
+            for u, v in zip(np.split(a, groups), np.split(b, groups), strict=True)
+        ]
+        return np.mean([_agreement(u, v) for u, v in parts])
+
+    z1, z2 = _draw(groups * size, m, seed), _draw(groups * size, m, seed + 100)
+    _check(lambda a, b: w_mse_loss(a, b, size, eps), formula, z1, z2)
+    if groups == 1:
+        assert torch.equal(w_mse_loss(z1, z2, None, eps), w_mse_loss(z1, z2, size, eps))
+
+
+def test_whitening_ignores_invertible_maps_and_says_nan_where_there_is_none():
+    z1, z2 = _draw(40, 4), _draw(40, 4, 1)
+    moved = z1 @ (torch.eye(4, dtype=torch.float64) * 3 + 0.5).triu() + 2  # triangular: the factor absorbs it
+    assert w_mse_loss(moved, z2).item() == pytest.approx(w_mse_loss(z1, z2).item(), rel=1e-9)
+    torch.testing.assert_close(cholesky_whiten(z1).T.cov(), torch.eye(4, dtype=torch.float64))
+    dead = z1.detach() * torch.tensor([1.0, 0.0, 1.0, 1.0])
+    assert cholesky_whiten(dead).isnan().all() and w_mse_loss(dead, z2).isnan()
+    part = cholesky_whiten(torch.cat([z1.detach(), dead]), size=40)  # one group has a factor, the other has none
+    assert torch.isfinite(part[:40]).all() and part[40:].isnan().all()
+    assert torch.isfinite(w_mse_loss(dead, z2, eps=0.01))
+
+
+def _iter_norm(z, steps):
+    cov = np.cov(z.T).reshape(z.shape[1], -1)
+    p, share = np.eye(len(cov)), cov / np.trace(cov)
+    for _ in range(steps):
+        p = (3 * p - np.linalg.matrix_power(p, 3) @ share) / 2
+    return (z - z.mean(0)) @ p / math.sqrt(np.trace(cov))
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    n=st.integers(3, 9),
+    m=st.integers(1, 9),
+    steps=st.integers(0, 5),
+    beta=st.sampled_from([None, 0.0, 0.3]),
+    seed=st.integers(0, 99),
+)
+def test_intl_is_its_formula(n, m, steps, beta, seed):
+    weight = max(0, 0.01 * (math.log2(m) - 3)) if beta is None else beta
+
+    def formula(a, b):
+        a, b = _iter_norm(a, steps), _iter_norm(b, steps)
+        return _agreement(a, b) + weight * sum(np.square(1 - z.var(0, ddof=1)).sum() for z in (a, b))
+
+    _check(lambda a, b: intl_loss(a, b, steps, beta), formula, _draw(n, m, seed), _draw(n, m, seed + 100))
+
+
+@pytest.mark.parametrize("shape", [(40, 8), (8, 40)])
+def test_iter_norm_leads_to_zca_with_eigenvalues_that_never_pass_1(shape):
+    z = _draw(*shape).detach()
+    values, vectors = np.linalg.eigh(np.cov(z.numpy().T))
+    inverse = np.where(values > 1e-9, np.abs(values) + 1e-300, np.inf) ** -0.5
+    zca = (z.numpy() - z.numpy().mean(0)) @ (vectors * inverse) @ vectors.T
+    np.testing.assert_allclose(iter_norm(z, 10), zca, atol=1e-6)
+    for steps in range(6):
+        assert torch.linalg.eigvalsh(iter_norm(z, steps).T.cov()).max() < 1 + 1e-9
+
+
+def _rate(z, eps):
+    unit = _unit(z)
+    return np.linalg.slogdet(np.eye(z.shape[1]) + z.shape[1] / (len(z) * eps) * unit.T @ unit)[1] / 2
+
+
+@settings(deadline=None, max_examples=15)
+@given(n=st.integers(2, 9), m=st.integers(2, 9), eps=st.sampled_from([0.1, 0.5, 2.0]), seed=st.integers(0, 99))
+def test_coding_rate_is_its_formula(n, m, eps, seed):
+    z = _draw(n, m, seed)
+    _check(lambda z: coding_rate(z, eps), lambda z: _rate(z, eps), z)
+    assert 0 < coding_rate(z, eps).item() <= m / 2 * math.log(1 + 1 / eps) + 1e-9
+
+
+def test_coding_rate_has_the_official_values():
+    """gamma R of 1024 x 256 unit rows: .652 isotropic, .015 at collapse, .687 at most."""
+    gamma = (256 + 1024) / (256 * 1024)
+    assert gamma * coding_rate(_draw(1024, 256)).item() == pytest.approx(0.652, abs=1e-3)
+    assert gamma * coding_rate(torch.ones(1024, 256)).item() == pytest.approx(0.015, abs=1e-3)
+    orthonormal = torch.eye(256).repeat(4, 1)
+    assert gamma * coding_rate(orthonormal).item() == pytest.approx(0.687, abs=1e-3)
+
+
+def test_simdino_is_its_formula_and_stops_the_gradient():
+    def formula(s1, s2, s3, t1, t2):
+        cosine = [(_unit(s) * _unit(t)).sum(1).mean() for s, t in ((s1, t2), (s2, t1), (s3, t1), (s3, t2))]
+        return -np.mean(cosine) - (5 + 9) / (5 * 9) * (_rate(s1, 0.5) + _rate(s2, 0.5)) / 2
+
+    views = [_draw(9, 5, seed) for seed in range(5)]
+    teacher = [t.detach().numpy() for t in views[3:]]
+    _check(lambda *s: simdino_loss(s, views[3:]), lambda *s: formula(*s, *teacher), *views[:3])
+    simdino_loss(views[:3], views[3:]).backward()
+    assert all(t.grad is None for t in views[3:])
+    collapsed = [torch.ones(9, 5)] * 2
+    assert simdino_loss(collapsed, collapsed, gamma=0).item() == pytest.approx(-1, abs=1e-6)
+    assert simdino_loss(views[:1] * 2, views[:1] * 2).item() < simdino_loss(collapsed, collapsed).item()
+
+
+def test_a_weight_of_0_computes_nothing_of_its_term(monkeypatch):
+    import wssl.losses.distillation as distillation
+    import wssl.losses.distribution as distribution
+    import wssl.losses.whitening as whitening
+
+    def fail(*_, **__):
+        raise AssertionError("computed")
+
+    for room, name in ((distillation, "coding_rate"), (distribution, "_sliced"), (whitening, "_trace_loss")):
+        monkeypatch.setattr(room, name, fail)
+    z1, z2 = _draw(16, 12), _draw(16, 12, 1)
+    off = [
+        lambda **how: simdino_loss([z1, z2], [z1, z2], **how),
+        lambda **how: visreg_loss(z1, **how),
+        lambda **how: intl_loss(z1, z2, **how),
+    ]
+    for call, keyword in zip(off, ("gamma", "shape", "trace_weight"), strict=True):
+        assert torch.isfinite(call(**{keyword: 0}))
+        with pytest.raises(AssertionError, match="computed"):
+            call()
+
+
+PAIRS = {
+    "vicreg": vicreg_loss,
+    "intl": lambda z1, z2, **how: intl_loss(z1, z2, trace_weight=0.1, **how),
+    "simdino": lambda z1, z2, **how: simdino_loss([z1, z2], [z2, z1], **how),
+}
+TALL_ONLY = {"w_mse": w_mse_loss, "w_mse, groups": lambda z1, z2, **how: w_mse_loss(z1, z2, 8, **how)}
 CLOUDS = {
     "sigreg": lambda z, **how: sigreg_loss(z, slices=9, generator=_seeded(), **how),
     "sliced": lambda z, **how: sliced_w2_loss(z, slices=9, generator=_seeded(), **how),
     "sliced, fewer slices than columns": lambda z, **how: sliced_w2_loss(z, slices=2, generator=_seeded(), **how),
     "visreg": lambda z, **how: visreg_loss(z, slices=9, generator=_seeded(), **how),
 }
-LOSSES = PAIRS | {
-    name: lambda z1, z2, loss=loss, **how: loss(z1, **how) + loss(z2, **how) for name, loss in CLOUDS.items()
-}
+LOSSES = (
+    PAIRS
+    | TALL_ONLY
+    | {name: lambda z1, z2, loss=loss, **how: loss(z1, **how) + loss(z2, **how) for name, loss in CLOUDS.items()}
+)
 TALL, WIDE = (16, 6), (8, 12)
+CASES = [(name, TALL) for name in LOSSES] + [(name, WIDE) for name in LOSSES.keys() - TALL_ONLY.keys()]
 
 
 def _on_rank(name, shape, rank):
@@ -220,7 +375,7 @@ def _own_seed(rank):
 
 
 def _all_on_rank(rank):
-    return {(name, shape): _on_rank(name, shape, rank) for name in LOSSES for shape in (TALL, WIDE)}, _own_seed(rank)
+    return {(name, shape): _on_rank(name, shape, rank) for name, shape in CASES}, _own_seed(rank)
 
 
 def test_two_processes_equal_one_on_the_whole_batch():
@@ -242,7 +397,9 @@ def test_two_processes_equal_one_on_the_whole_batch():
 @pytest.mark.parametrize("name", LOSSES)
 def test_half_types_and_autocast_compute_in_float32(name):
     z1, z2 = (z.detach().bfloat16() for z in (_draw(16, 6), _draw(16, 6, 1)))
-    half, full = ([z.detach().to(dtype).requires_grad_() for z in (z1, z2)] for dtype in (torch.bfloat16, torch.float32))
+    half, full = (
+        [z.detach().to(dtype).requires_grad_() for z in (z1, z2)] for dtype in (torch.bfloat16, torch.float32)
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = LOSSES[name](*half)
     loss.backward()
@@ -253,7 +410,7 @@ def test_half_types_and_autocast_compute_in_float32(name):
     torch.testing.assert_close(half[0].grad.float(), full[0].grad, rtol=0.02, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", LOSSES.keys() - TALL_ONLY.keys())
 def test_finite_at_collapse(name):
     for point in (torch.zeros(16, 6), torch.ones(16, 6)):
         z = point.requires_grad_()
@@ -267,7 +424,7 @@ COMPILED = {
     "sigreg": lambda z1, z2: sigreg_loss(z1, slices=9) + sigreg_loss(z2, slices=9),
     "sliced": lambda z1, z2: sliced_w2_loss(z1, slices=9) + sliced_w2_loss(z2, slices=9),
     "visreg": lambda z1, z2: visreg_loss(z1, slices=9) + visreg_loss(z2, slices=9),
-}
+} | {name: LOSSES[name] for name in ("w_mse", "w_mse, groups", "intl", "simdino")}
 
 
 @pytest.mark.parametrize("name", COMPILED)
@@ -296,6 +453,17 @@ def test_compiles_without_graph_breaks(name):
         lambda z: sigreg_loss(z, t_max=0),
         lambda z: sliced_w2_loss(z, slices=0),
         lambda z: visreg_loss(z, scale=-1),
+        lambda z: w_mse_loss(z[:3], z[:3]),
+        lambda z: cholesky_whiten(z.repeat(3, 1), size=5),
+        lambda z: cholesky_whiten(z, eps=2),
+        lambda z: iter_norm(z[:1]),
+        lambda z: iter_norm(z, iterations=-1),
+        lambda z: intl_loss(z, z, trace_weight=-1),
+        lambda z: intl_loss(z, z[:2]),
+        lambda z: coding_rate(z, eps=0),
+        lambda z: simdino_loss([z], [z, z]),
+        lambda z: simdino_loss([z, z], [z]),
+        lambda z: simdino_loss([z, z], [z, z], gamma=-1),
         lambda z: visreg_loss(z, scale=0, center=0, shape=0),
     ],
 )

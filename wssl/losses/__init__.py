@@ -1,8 +1,8 @@
-"""Losses, one module a family: clustering, contrastive, distillation, distribution, redundancy."""
+"""Losses, one module a family: clustering, contrastive, distillation, distribution, redundancy, whitening."""
 
 from wssl.losses.clustering import dino_loss, excb_loss, resa_loss, soft_cross_entropy, swav_loss
 from wssl.losses.contrastive import info_nce, nt_xent
-from wssl.losses.distillation import byol_loss, simsiam_loss
+from wssl.losses.distillation import byol_loss, coding_rate, simdino_loss, simsiam_loss
 from wssl.losses.distribution import (
     WassersteinUniformityLoss,
     lu_of_views,
@@ -13,3 +13,4 @@ from wssl.losses.distribution import (
     w2_of_views,
 )
 from wssl.losses.redundancy import barlow_twins_loss, vicreg_loss, vicreg_terms, zero_fcl_loss, zero_icl_loss
+from wssl.losses.whitening import cholesky_whiten, intl_loss, iter_norm, w_mse_loss
