@@ -6,6 +6,7 @@
 __all__ = ['SimDINO', 'SimDINOMethod']
 
 # %% ../../nbs/7_methods/simdino.ipynb #8886aa31
+import math
 from dataclasses import dataclass
 
 import torch
