@@ -167,10 +167,8 @@ def test_simdino_follows_the_teacher_and_takes_up_room(local, gamma):
     method, views = _build(SimDINO(eps=0.25, gamma=gamma, **SMALL)), _views(local=local)
     copied = copy.deepcopy(method)
     output = method(views)
-    z = copied.projector(
-        torch.cat([copied.encoder(torch.cat(views[i : i + 2 + local * (i > 0)])) for i in (0, 2)[: 1 + (local > 0)]])
-    )
-    z, t = z.split(12), copied.target.net(torch.cat(views[:2])).detach().chunk(2)
+    h = torch.cat([copied.encoder(torch.cat(part)) for part in (views[:2], views[2:]) if part])
+    z, t = copied.projector(h).split(12), copied.target.net(torch.cat(views[:2])).detach().chunk(2)
     cosines = [(_unit(z[b]) * _unit(t[a])).sum(1).mean() for a in (0, 1) for b in range(len(views)) if a != b]
     weight = (4 + 12) / (4 * 12) if gamma is None else gamma
     expected = -sum(cosines) / len(cosines) - weight * (_rate(z[0], 0.25) + _rate(z[1], 0.25)) / 2
@@ -188,7 +186,7 @@ def test_deepcluster_predicts_the_label_of_another_view(local):
     method, views = _build(METHODS["deepcluster"]), _views(local=local)
     copied = copy.deepcopy(method)
     output = method(views)
-    h = torch.cat([copied.encoder(torch.cat(views[:2])), *[copied.encoder(torch.cat(views[2:]))] * (local > 0)])
+    h = torch.cat([copied.encoder(torch.cat(part)) for part in (views[:2], views[2:]) if part])
     centroids = _unit(copied.prototypes.weight)
     scores = (_unit(copied.projector(h)) @ centroids.T).split(12)
     labels = (copied.labeller.net(torch.cat(views[:2])) @ centroids.T).argmax(1).chunk(2)
