@@ -18,3 +18,4 @@ from wssl.methods.resa import ReSA
 from wssl.methods.simclr import SimCLR
 from wssl.methods.simsiam import SimSiam
 from wssl.methods.vicreg import VICReg
+from wssl.methods.vicregl import VICRegL

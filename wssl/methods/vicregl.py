@@ -26,6 +26,7 @@ def stage(
     "The module that a stage's map comes out of. Raises `InputError` for an encoder without stages, or with fewer."
     names = [name for name in ("layer1", "layer2", "layer3", "layer4") if hasattr(encoder, name)]
     stages = [getattr(encoder, name) for name in names] or list(getattr(encoder, "stages", []))
+    expect(stages, "an encoder with stages (small, or a ResNet)", type(encoder).__name__)
     expect(-len(stages) <= place <= -1, f"a stage from -{len(stages)} to -1 of {type(encoder).__name__}", place)
     return stages[place]
 
@@ -48,6 +49,7 @@ class VICRegL:
         "The method on `encoder`. Raises `InputError` for an alpha outside (0, 1], no matches, or an encoder without that stage."
         expect(0 < self.alpha <= 1, "alpha in (0, 1]", self.alpha)
         expect(self.matches >= 1, "at least 1 match", self.matches)
+        stage(encoder, self.stage)
         return VICRegLMethod(encoder, self)
 
 # %% ../../nbs/7_methods/vicregl.ipynb #1fd221b1
