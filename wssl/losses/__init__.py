@@ -1,5 +1,5 @@
 """Losses, one module a family: clustering, contrastive, distillation, distribution, redundancy, whitening."""
-"""Losses, one module a family: clustering, contrastive, distillation, distribution, pretext, redundancy."""
+"""Losses, one module a family: clustering, contrastive, distillation, distribution, local, pretext, redundancy."""
 
 from wssl.losses.clustering import dino_loss, excb_loss, resa_loss, soft_cross_entropy, swav_loss
 from wssl.losses.contrastive import info_nce, nt_xent
@@ -13,6 +13,7 @@ from wssl.losses.distribution import (
     visreg_loss,
     w2_of_views,
 )
+from wssl.losses.local import local_vicreg
 from wssl.losses.pretext import cut_tiles, permutation_set, rotations, standardize_tiles, task_loss
 from wssl.losses.redundancy import barlow_twins_loss, vicreg_loss, vicreg_terms, zero_fcl_loss, zero_icl_loss
 from wssl.losses.whitening import cholesky_whiten, intl_loss, iter_norm, w_mse_loss

@@ -21,3 +21,4 @@ from wssl.methods.simdino import SimDINO
 from wssl.methods.simsiam import SimSiam
 from wssl.methods.vicreg import VICReg
 from wssl.methods.whitening import INTL, WMSE
+from wssl.methods.vicregl import VICRegL
