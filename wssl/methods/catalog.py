@@ -27,6 +27,7 @@ from .simclr import SimCLR
 from .simdino import SimDINO
 from .simsiam import SimSiam
 from .vicreg import VICReg
+from .vicregl import VICRegL
 from .whitening import INTL, WMSE
 
 # %% ../../nbs/7_methods/catalog.ipynb #af943a9b
@@ -45,6 +46,7 @@ METHODS = {
     "excb": ExCB,
     "resa": ReSA,
     "vicreg": VICReg,
+    "vicregl": VICRegL,
     "lejepa": LeJEPA,
     "visreg": VISReg,
     "alignsliced": AlignSliced,
@@ -61,7 +63,7 @@ METHODS = {
 }
 MethodOptions = AlignW2 | SimCLR | BYOL | MoCoV2 | BarlowTwins | ZeroCL | SimSiam | NNCLR | AlignUniform
 MethodOptions |= SwAV | DINO | ExCB | ReSA | VICReg | LeJEPA | VISReg | AlignSliced | MoCoV3 | DirectCLR
-MethodOptions |= WMSE | INTL | SimDINO | DeepClusterV2
+MethodOptions |= VICRegL | WMSE | INTL | SimDINO | DeepClusterV2
 MethodOptions |= RotNet | Jigsaw | RelativePosition | Colorization
 
 # %% ../../nbs/7_methods/catalog.ipynb #b654bbe5
