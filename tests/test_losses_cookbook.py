@@ -356,7 +356,8 @@ LOSSES = (
     | {name: lambda z1, z2, loss=loss, **how: loss(z1, **how) + loss(z2, **how) for name, loss in CLOUDS.items()}
 )
 TALL, WIDE = (16, 6), (8, 12)
-CASES = [(name, TALL) for name in LOSSES] + [(name, WIDE) for name in LOSSES.keys() - TALL_ONLY.keys()]
+ANY_SHAPE = [name for name in LOSSES if name not in TALL_ONLY]
+CASES = [(name, TALL) for name in LOSSES] + [(name, WIDE) for name in ANY_SHAPE]
 
 
 def _on_rank(name, shape, rank):
@@ -410,7 +411,7 @@ def test_half_types_and_autocast_compute_in_float32(name):
     torch.testing.assert_close(half[0].grad.float(), full[0].grad, rtol=0.02, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", LOSSES.keys() - TALL_ONLY.keys())
+@pytest.mark.parametrize("name", ANY_SHAPE)
 def test_finite_at_collapse(name):
     for point in (torch.zeros(16, 6), torch.ones(16, 6)):
         z = point.requires_grad_()

@@ -15,8 +15,25 @@ from wssl.losses import (
     zero_fcl_loss,
     zero_icl_loss,
 )
-from wssl.methods import BYOL, METHODS, NNCLR, AlignUniform, AlignW2, BarlowTwins, MoCoV2, SimCLR, SimSiam, ZeroCL
-from wssl.metrics import alignment
+from wssl.methods import (
+    BYOL,
+    METHODS,
+    NNCLR,
+    WMSE,
+    AlignSliced,
+    AlignUniform,
+    AlignW2,
+    BarlowTwins,
+    DirectCLR,
+    LeJEPA,
+    MoCoV2,
+    SimCLR,
+    SimSiam,
+    VICReg,
+    VISReg,
+    ZeroCL,
+)
+from wssl.metrics import alignment, wasserstein_uniformity
 from wssl.models import Queue, encoder, initialised_from
 
 SMALL = dict(hidden=32, out=16)
@@ -195,10 +212,13 @@ def test_align_uniform_is_alignment_and_the_mean_of_both_lu(views):
 
 @pytest.mark.parametrize("kind", METHODS.values(), ids=METHODS)
 def test_output_is_complete_and_nothing_is_shared(kind, views):
-    method = _build(kind(**SMALL))
+    fitting = {WMSE: {"out": 4}, DirectCLR: {"share": 1.0}}.get(kind, {})  # more rows than dimensions; all of h
+    method = _build(kind(**SMALL | fitting))
     output = method(views)
     assert output.loss.ndim == 0 and output.loss.requires_grad
-    assert [tuple(t.shape) for t in (*output.z, *output.h)] == [(8, 16)] * 2 + [(8, method.encoder.out_dim)] * 2
+    dim = method.encoder.out_dim
+    m = {WMSE: 4, DirectCLR: dim}.get(kind, 16)
+    assert [tuple(t.shape) for t in (*output.z, *output.h)] == [(8, m)] * 2 + [(8, dim)] * 2
     assert not any(value.requires_grad for value in output.terms.values())
     pointers = [value.data_ptr() for value in method.state_dict().values() if value.numel()]
     assert len(pointers) == len(set(pointers)), "safetensors refuses tensors that share memory"
@@ -218,8 +238,58 @@ def test_output_is_complete_and_nothing_is_shared(kind, views):
         ZeroCL(shrink=2),
         NNCLR(temperature=0),
         AlignUniform(t=0),
+        AlignSliced(weight=-1),
+        LeJEPA(weight=2),
+        VISReg(weight=-1),
+        VICReg(0, 0, 0),
+        SimSiam(predictor_rate=-1),
+        BYOL(predictor_rate=-1),
     ],
 )
 def test_impossible_options_are_one_sentence(options, views):
     with pytest.raises(ValueError, match=r"^expected .*; received "):
         _build(options)(views)
+
+
+def test_vicreg_is_the_weighted_sum_of_the_public_code(views):
+    """Retyped in float64: mean squared error, half of each view's hinge, covariances over n - 1."""
+    output = _build(VICReg(invariance=2.0, variance=3.0, covariance=0.5, **SMALL))(views)
+    z1, z2 = (z.double() for z in output.z)
+    hinge = sum((1 - (z.var(0) + 1e-4).sqrt()).relu().mean() for z in (z1, z2)) / 2
+    cov = sum((c := z.T.cov()).square().sum() - c.diagonal().square().sum() for z in (z1, z2)) / z1.shape[1]
+    torch.testing.assert_close(output.loss.double(), 2 * (z1 - z2).square().mean() + 3 * hinge + 0.5 * cov)
+
+
+def test_lejepa_weighs_agreement_with_the_mean_against_sigreg(views):
+    """Local crops agree with the mean of the global views, and count as clouds."""
+    method = _build(LeJEPA(weight=0.3, slices=16, **SMALL))
+    local = tuple(x[..., ::2, ::2] for x in views)
+    torch.manual_seed(3)
+    output = method((*views, *local))
+    every = [*output.z, *(method.projector(method.encoder(x)) for x in local)]
+    centre = (every[0] + every[1]) / 2
+    agree = torch.stack([(z - centre).square().mean() for z in every]).mean()
+    torch.testing.assert_close(output.terms["agreement"], agree.detach(), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(output.loss, 0.7 * output.terms["agreement"] + 0.3 * output.terms["spread"])
+
+
+def test_align_sliced_without_weight_is_alignment(views):
+    output = _build(AlignSliced(weight=0.0, **SMALL))(views)
+    torch.testing.assert_close(output.loss, alignment(*output.z))
+
+
+@pytest.mark.parametrize("per_view", [False, True])
+@pytest.mark.parametrize("corrected", [False, True])
+def test_align_w2_takes_w2_of_what_it_says(views, per_view, corrected):
+    options = AlignW2(weight=1.5, per_view=per_view, corrected=corrected, **SMALL | {"out": 4})
+    output = _build(options)(views)
+    clouds = output.z if per_view else [torch.cat(output.z)]
+    expected = torch.stack([wasserstein_uniformity(z.detach().double(), corrected=corrected) for z in clouds]).mean()
+    torch.testing.assert_close(output.terms["w2_term"].double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_simsiam_and_byol_without_a_predictor_compare_embeddings(views):
+    output = _build(SimSiam(predictor=False, **SMALL))(views)
+    z1, z2 = output.z
+    expected = (simsiam_loss(z1, z2) + simsiam_loss(z2, z1)) / 2
+    torch.testing.assert_close(output.loss, expected)

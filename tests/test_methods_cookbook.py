@@ -1,6 +1,7 @@
 """The cookbook's methods: networks, losses as formulas in float64, what moves after a step, two processes, one graph."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 from tests.distributed import run_ranks
 from wssl.core.collectives import sync_batchnorm
-from wssl.methods import DirectCLR, MoCoV3
+from wssl.methods import INTL, WMSE, DeepClusterV2, DirectCLR, MoCoV3, SimDINO
 from wssl.models import SmallResNet, encoder, initialised_from
 from wssl.training.loop import in_bfloat16, in_parallel, objective
 
@@ -17,8 +18,15 @@ METHODS = {
     "mocov3": MoCoV3(**SMALL),
     "directclr": DirectCLR(share=0.25),
     "directclr-projector": DirectCLR(share=0.5, layers=2, **SMALL),
+    "wmse": WMSE(**SMALL),
+    "wmse-groups": WMSE(size=6, **SMALL),
+    "intl": INTL(trace_weight=0.02, **SMALL),
+    "simdino": SimDINO(**SMALL),
+    "deepcluster": DeepClusterV2(prototypes=5, memory=30, **SMALL),
 }
-FOLLOWERS = {"mocov3": MoCoV3(momentum=0.5, momentum_end=0.9, **SMALL)}
+FOLLOWERS = {
+    name: kind(momentum=0.5, momentum_end=0.9, **SMALL) for name, kind in (("mocov3", MoCoV3), ("simdino", SimDINO))
+}
 
 
 def _build(options, dtype=torch.float64):
@@ -98,6 +106,151 @@ def test_directclr_with_layers_has_its_projector_behind_the_units():
     assert [type(part) for part in method.projector[1:]] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
     assert method.projector[1].in_features == 16 and method(views).z[0].shape == (12, 4)
     assert _build(DirectCLR(share=1e-6)).projector[0].count == 1
+
+
+def _whitened(z):
+    """Rows with covariance I, by the inverse of numpy's Cholesky factor."""
+    centred = z - z.mean(0)
+    return centred @ torch.linalg.inv(torch.linalg.cholesky(centred.T @ centred / (len(z) - 1))).T
+
+
+@pytest.mark.parametrize("size", [None, 6])
+def test_w_mse_is_two_minus_two_cosines_of_the_whitened_rows(size):
+    method, views = _build(WMSE(size=size, **SMALL)), _views()
+    copied = copy.deepcopy(method)
+    output = method(views)
+    z = [copied.projector(copied.encoder(x)) for x in views]
+    w1, w2 = (torch.cat([_whitened(part) for part in each.split(size or 12)]) for each in z)
+    expected = (2 - 2 * (_unit(w1) * _unit(w2)).sum(1)).mean()
+    torch.testing.assert_close(output.loss, expected)
+    output.loss.backward()
+    expected.backward()
+    _same_gradients(method, copied)
+
+
+def test_w_mse_with_a_share_of_the_identity_takes_any_batch():
+    views = _views(n=3)
+    with pytest.raises(ValueError, match="^expected more than 4 rows to whiten together"):
+        _build(WMSE(**SMALL))(views)
+    assert _build(WMSE(eps=0.1, size=6, **SMALL))(_views()).loss.isfinite()
+
+
+def test_intl_is_the_agreement_of_newton_whitened_rows_and_the_trace():
+    """Newton's iteration written out, the trace loss with the rule's weight for 64 dimensions."""
+    method, views = _build(INTL(iterations=2, hidden=32, out=64)), _views()
+    copied = copy.deepcopy(method)
+    output, rows = method(views), []
+    for x in views:
+        z = copied.projector(copied.encoder(x))
+        z = z - z.mean(0)
+        cov = z.T @ z / 11
+        share, p = cov / cov.trace(), torch.eye(64, dtype=z.dtype)
+        for _ in range(2):
+            p = (3 * p - p @ p @ p @ share) / 2
+        rows.append(z @ p / cov.trace().sqrt())
+    trace = sum(((1 - each.square().sum(0) / 11) ** 2).sum() for each in rows)
+    expected = (2 - 2 * (_unit(rows[0]) * _unit(rows[1])).sum(1)).mean() + 0.03 * trace
+    torch.testing.assert_close(output.loss, expected)
+    output.loss.backward()
+    expected.backward()
+    _same_gradients(method, copied)
+
+
+def _rate(z, eps):
+    """Half the log determinant by eigenvalues."""
+    n, m = z.shape
+    return torch.linalg.eigvalsh(_unit(z).T @ _unit(z)).mul(m / (n * eps)).log1p().sum() / 2
+
+
+@pytest.mark.parametrize(("local", "gamma"), [(0, None), (3, None), (0, 0.3), (2, 0.0)])
+def test_simdino_follows_the_teacher_and_takes_up_room(local, gamma):
+    method, views = _build(SimDINO(eps=0.25, gamma=gamma, **SMALL)), _views(local=local)
+    copied = copy.deepcopy(method)
+    output = method(views)
+    h = torch.cat([copied.encoder(torch.cat(part)) for part in (views[:2], views[2:]) if part])
+    z, t = copied.projector(h).split(12), copied.target.net(torch.cat(views[:2])).detach().chunk(2)
+    cosines = [(_unit(z[b]) * _unit(t[a])).sum(1).mean() for a in (0, 1) for b in range(len(views)) if a != b]
+    weight = (4 + 12) / (4 * 12) if gamma is None else gamma
+    expected = -sum(cosines) / len(cosines) - weight * (_rate(z[0], 0.25) + _rate(z[1], 0.25)) / 2
+    torch.testing.assert_close(output.loss, expected)
+    assert output.terms["rate"].item() == pytest.approx(_rate(z[0], 0.25).item() / (2 * math.log(5)))
+    assert method.evaluated == (method.target.net[0], method.target.net[1])
+    output.loss.backward()
+    expected.backward()
+    _same_gradients(method, copied)
+
+
+@pytest.mark.parametrize("local", [0, 2])
+def test_deepcluster_predicts_the_label_of_another_view(local):
+    """Against cross-entropy with labels that the network of the last clustering gives, one pair of views at a time."""
+    method, views = _build(METHODS["deepcluster"]), _views(local=local)
+    copied = copy.deepcopy(method)
+    output = method(views)
+    h = torch.cat([copied.encoder(torch.cat(part)) for part in (views[:2], views[2:]) if part])
+    centroids = _unit(copied.prototypes.weight)
+    scores = (_unit(copied.projector(h)) @ centroids.T).split(12)
+    labels = (copied.labeller.net(torch.cat(views[:2])) @ centroids.T).argmax(1).chunk(2)
+    pairs = [
+        nn.functional.cross_entropy(scores[b] / 0.1, labels[a]) for a in (0, 1) for b in range(len(views)) if a != b
+    ]
+    torch.testing.assert_close(output.loss, sum(pairs) / len(pairs))
+    assert output.terms["agreement"].item() == pytest.approx((labels[0] == labels[1]).double().mean().item())
+    output.loss.backward()
+    (sum(pairs) / len(pairs)).backward()
+    _same_gradients(method, copied)
+    assert not any(p.requires_grad for net in (method.prototypes, method.labeller) for p in net.parameters())
+
+
+def test_deepcluster_starts_from_the_embeddings_of_an_epoch_as_often_as_they_fill_the_memory():
+    method = _build(METHODS["deepcluster"])
+    batches = [_views(seed=seed) for seed in (0, 1)]
+    expected = copy.deepcopy(method)
+    rows = torch.cat([_unit(expected.projector(expected.encoder(first))) for first, _ in batches])
+    method.start(iter(batches))
+    kept = method.memory.rows @ rows.T
+    assert (kept.amax(1) > 1 - 1e-9).all() and (kept.amax(0) > 1 - 1e-9).all(), "only embeddings, and each of them"
+    nearest = (method.memory.rows @ method.prototypes.weight.T).argmax(1)
+    assert set(nearest.tolist()) == set(range(5)) and torch.equal(nearest, method.assign(method.memory.rows))
+    for k in range(5):  # each centroid is the direction of its rows' sum, to k-means' last round
+        total = method.memory.rows[nearest == k].sum(0)
+        assert total / total.norm() @ method.prototypes.weight[k] > 0.99
+    online = [p for part in (method.encoder, method.projector) for p in part.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(method.labeller.parameters(), online, strict=True))
+
+
+@pytest.mark.parametrize(("rounds", "steps"), [(1, 7), (3, 12), (5, 12), (7, 7), (20, 234), (0, 9)])
+def test_deepcluster_clusters_at_the_steps_that_pass_a_round_also_after_a_restart(rounds, steps):
+    calls, views = [], _views(n=6)
+    options = DeepClusterV2(prototypes=2, memory=12, rounds=rounds, **SMALL)
+    method = _build(options)
+    for step in range(1, steps + 1):
+        if step == steps // 2:
+            method = _build(options)  # nothing but weights and buffers outlives a restart
+        method.cluster = lambda step=step: calls.append(step)
+        method.before_step((step - 0.5) / steps)
+        method.fresh = views[0].flatten(1)[:, :4]
+        method.after_step(step / steps)
+    assert calls == [-(-steps * k // rounds) for k in range(1, rounds + 1)]
+
+
+def test_deepclusters_labels_stay_until_the_next_clustering():
+    method = _build(METHODS["deepcluster"])
+    method.before_step(0.21)
+    method(_views())
+    before = copy.deepcopy((method.labeller.state_dict(), method.prototypes.state_dict()))
+    with torch.no_grad():
+        for p in (*method.encoder.parameters(), *method.projector.parameters()):
+            p.add_(0.1)
+    method.after_step(0.22)
+    assert all(torch.equal(a, method.prototypes.state_dict()[key]) for key, a in before[1].items())
+    assert all(
+        torch.equal(a, b) for a, b in zip(before[0].values(), method.labeller.state_dict().values(), strict=True)
+    )
+    method(_views())
+    method.cluster()
+    assert not torch.equal(before[1]["weight"], method.prototypes.weight)
+    online = [p for part in (method.encoder, method.projector) for p in part.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(method.labeller.parameters(), online, strict=True))
 
 
 # ---- all of them
@@ -213,6 +366,16 @@ def test_it_traces_into_one_graph(name):
         DirectCLR(share=0),
         DirectCLR(share=1.1),
         DirectCLR(layers=-1),
+        WMSE(size=64),
+        WMSE(eps=1.5),
+        INTL(iterations=-1),
+        INTL(trace_weight=-0.1),
+        SimDINO(momentum=2),
+        SimDINO(eps=0),
+        SimDINO(gamma=-1),
+        DeepClusterV2(temperature=0),
+        DeepClusterV2(rounds=-1),
+        DeepClusterV2(memory=10),
     ],
     ids=str,
 )

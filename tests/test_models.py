@@ -282,9 +282,16 @@ def test_projector_is_torchvisions_mlp():
 def test_predictor_and_refused_heads():
     q = predictor(256, 2048)
     assert n_parameters(q) == 2 * 256 * 2048 + 2 * 2048 + 256 and q(torch.randn(3, 256)).shape == (3, 256)
-    for wrong in (dict(layers=0), dict(out=0), dict(hidden=0)):
-        with pytest.raises(InputError, match="sizes and layers of at least 1"):
+    for wrong in (dict(layers=-1), dict(out=0), dict(hidden=0)):
+        with pytest.raises(InputError, match="sizes of at least 1 and layers of at least 0"):
             projector(4, **wrong)
+
+
+def test_no_projector_is_the_representation_itself():
+    h = torch.randn(5, 4)
+    assert projector(4, out=4, layers=0)(h) is h
+    with pytest.raises(InputError, match="4 dimensions, as the representation, without a projector; received 3"):
+        projector(4, out=3, layers=0)
 
 
 # ---- momentum

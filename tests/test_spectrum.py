@@ -56,6 +56,54 @@ def test_all_numbers_against_singular_values(n, m, rank, seed, center, normalize
     assert 1 <= rankme(z, center, normalize) <= min(n, m)
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(2, 40),
+    st.integers(1, 40),
+    st.floats(0, 4),
+    st.integers(0, 2**16),
+    st.booleans(),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+def test_ranges_and_order_of_the_ranks(n, m, decay, seed, normalize, dtype):
+    "1 <= stable rank <= participation ratio <= effective rank of the same spectrum <= min(n - 1, m)."
+    z = (rows(n, m, seed) * torch.arange(1, m + 1, dtype=torch.float64) ** -decay).to(dtype)
+    ranks = [f(z, True, normalize).item() for f in (stable_rank, participation_ratio, rankme)]
+    slack = 1 + 1e-9
+    if ranks[0] == 0:  # unit rows on a line may all be equal
+        assert ranks == [0, 0, 0] and embedding_std(z, normalize).item() < 1e-6
+        return
+    assert 1 / slack <= ranks[0] <= ranks[1] * slack and ranks[1] <= ranks[2] * slack
+    assert ranks[2] <= min(n - 1, m) * slack and rankme(z, False, normalize) <= min(n, m)
+    assert alpha_req(z, normalize=normalize) >= -1e-9
+    assert 0 <= embedding_std(z) <= slack / m**0.5
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(2, 30), st.integers(1, 30), st.integers(0, 2**16), st.floats(1e-6, 1e6))
+def test_what_clones_zeros_and_a_scale_leave_alone(n, m, seed, scale):
+    z = rows(n, m, seed)
+    zeros = torch.cat([z, torch.zeros(n, 5, dtype=z.dtype)], 1)
+    for metric in (
+        rankme,
+        lambda x: stable_rank(x, normalize=False),
+        lambda x: participation_ratio(x, normalize=False),
+    ):
+        for same in (torch.cat([z, z]), torch.cat([z, z], 1), zeros, scale * z):
+            torch.testing.assert_close(metric(same), metric(z), rtol=1e-6, atol=0)
+    torch.testing.assert_close(embedding_std(zeros), embedding_std(z) * m / (m + 5))
+    torch.testing.assert_close(embedding_std(torch.cat([z, z], 1)), embedding_std(z) / 2**0.5)
+
+
+@pytest.mark.parametrize("n", [32, 64, 256, 2048])
+def test_white_noise_follows_the_laws_for_few_rows(n):
+    "Stable rank m/(1 + sqrt g)^2 and participation ratio m/(1 + g) with g = m/n."
+    m = 64
+    z = rows(n, m, n)
+    assert participation_ratio(z, False, False).item() == pytest.approx(m / (1 + m / n), rel=0.06)
+    assert stable_rank(z, False, False).item() == pytest.approx(m / (1 + (m / n) ** 0.5) ** 2, rel=0.2)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, -3e3])
 @pytest.mark.parametrize("shape", [(64, 16), (5, 16), (2, 1)])

@@ -105,9 +105,10 @@ def protocols(
     few = {"linear": torch.arange(len(train))}
     few |= {f"semi_{percent}": labelled_rows(train_y, percent / 100, seed) for percent in (1, 10)}
     found = {"knn": knn_accuracy(train_h, train_y, test_h, test_y, knn_k)}
+    x, test_x = standardized(train_h, test_h)
     for name, rows in few.items():
-        rows = rows.to(train_h.device)
-        found[name] = linear_probe(train_h[rows], train_y[rows], test_h, test_y, epochs, seed=seed).top1
+        rows = rows.to(x.device)
+        found[name] = linear_probe(x[rows], train_y[rows], test_x, test_y, epochs, seed=seed).top1
     mlp = mlp_probe(train_h, train_y, test_h, test_y, epochs=epochs, seed=seed)
     found |= {"mlp": mlp.top1, "mlp_best": mlp.best_top1}
     if finetune_epochs:

@@ -6,6 +6,7 @@ from wssl.methods.align_w2 import AlignW2
 from wssl.methods.base import Method, Output
 from wssl.methods.byol import BYOL
 from wssl.methods.catalog import METHODS
+from wssl.methods.deepcluster import DeepClusterV2
 from wssl.methods.directclr import DirectCLR
 from wssl.methods.excb import ExCB
 from wssl.methods.moco import MoCoV2
@@ -16,6 +17,8 @@ from wssl.methods.prototypes import DINO, SwAV
 from wssl.methods.redundancy import BarlowTwins, ZeroCL
 from wssl.methods.resa import ReSA
 from wssl.methods.simclr import SimCLR
+from wssl.methods.simdino import SimDINO
 from wssl.methods.simsiam import SimSiam
 from wssl.methods.vicreg import VICReg
+from wssl.methods.whitening import INTL, WMSE
 from wssl.methods.vicregl import VICRegL

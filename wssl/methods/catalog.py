@@ -13,6 +13,7 @@ from .align_gaussian import AlignSliced, LeJEPA, VISReg
 from .align_uniform import AlignUniform
 from .align_w2 import AlignW2
 from .byol import BYOL
+from .deepcluster import DeepClusterV2
 from .directclr import DirectCLR
 from .excb import ExCB
 from .moco import MoCoV2
@@ -23,8 +24,10 @@ from .prototypes import DINO, SwAV
 from .redundancy import BarlowTwins, ZeroCL
 from .resa import ReSA
 from .simclr import SimCLR
+from .simdino import SimDINO
 from .simsiam import SimSiam
 from .vicreg import VICReg
+from .whitening import INTL, WMSE
 
 # %% ../../nbs/7_methods/catalog.ipynb #af943a9b
 METHODS = {
@@ -47,6 +50,10 @@ METHODS = {
     "alignsliced": AlignSliced,
     "mocov3": MoCoV3,
     "directclr": DirectCLR,
+    "wmse": WMSE,
+    "intl": INTL,
+    "simdino": SimDINO,
+    "deepcluster": DeepClusterV2,
     "rotnet": RotNet,
     "jigsaw": Jigsaw,
     "relative": RelativePosition,
@@ -54,6 +61,7 @@ METHODS = {
 }
 MethodOptions = AlignW2 | SimCLR | BYOL | MoCoV2 | BarlowTwins | ZeroCL | SimSiam | NNCLR | AlignUniform
 MethodOptions |= SwAV | DINO | ExCB | ReSA | VICReg | LeJEPA | VISReg | AlignSliced | MoCoV3 | DirectCLR
+MethodOptions |= WMSE | INTL | SimDINO | DeepClusterV2
 MethodOptions |= RotNet | Jigsaw | RelativePosition | Colorization
 
 # %% ../../nbs/7_methods/catalog.ipynb #b654bbe5
