@@ -1318,4 +1318,6 @@ d = { 'settings': { 'branch': 'main',
                                                                              'wssl/training/presets.py'),
                                        'wssl.training.presets.resa_paper': ( '9_training/presets.html#resa_paper',
                                                                              'wssl/training/presets.py'),
+                                       'wssl.training.presets.solo_learn': ( '9_training/presets.html#solo_learn',
+                                                                             'wssl/training/presets.py'),
                                        'wssl.training.presets.w2_paper': ('9_training/presets.html#w2_paper', 'wssl/training/presets.py')}}}
