@@ -159,12 +159,32 @@ _MLP = dict(hidden=2048, out=2048, layers=3)
 _EMA = dict(momentum=0.99, momentum_end=1.0)
 SOLO_SETTINGS = {  # method -> learning rate, weight decay, optimizer, views, options
     "simclr": (0.4, 1e-4, "lars", "solo", dict(temperature=0.2, hidden=2048, out=256)),
-    "mocov2": (0.3, 1e-4, "sgd", "solo-weak", dict(temperature=0.2, queue=32_768, momentum=0.99, momentum_end=0.999, hidden=2048, out=256)),
+    "mocov2": (
+        0.3,
+        1e-4,
+        "sgd",
+        "solo-weak",
+        dict(temperature=0.2, queue=32_768, momentum=0.99, momentum_end=0.999, hidden=2048, out=256),
+    ),
     "mocov3": (0.3, 1e-6, "lars", "solo-asymmetric", dict(temperature=0.2, hidden=4096, out=256, **_EMA)),
-    "nnclr": (0.4, 1e-5, "lars", "solo-asymmetric", dict(temperature=0.2, queue=65_536, hidden=2048, out=256, layers=3)),
+    "nnclr": (
+        0.4,
+        1e-5,
+        "lars",
+        "solo-asymmetric",
+        dict(temperature=0.2, queue=65_536, hidden=2048, out=256, layers=3),
+    ),
     "byol": (1.0, 1e-5, "lars", "solo-asymmetric", dict(hidden=4096, out=256, **_EMA)),
     "simsiam": (0.5, 1e-5, "sgd", "solo-weak", dict(bottleneck=512, **_MLP)),
-    "dino": (0.3, 1e-6, "lars", "solo-asymmetric", dict(prototypes=4096, teacher_temperature=0.07, momentum=0.9995, momentum_end=1.0, hidden=2048, out=256, layers=3)),
+    "dino": (
+        0.3,
+        1e-6,
+        "lars",
+        "solo-asymmetric",
+        dict(
+            prototypes=4096, teacher_temperature=0.07, momentum=0.9995, momentum_end=1.0, hidden=2048, out=256, layers=3
+        ),
+    ),
     "swav": (0.6, 1e-6, "lars", "solo", dict(prototypes=3000, queue=3840, hidden=2048, out=128)),
     "deepcluster": (0.6, 1e-6, "lars", "solo", dict(prototypes=3000, hidden=2048, out=128)),
     "barlow": (0.3, 1e-4, "lars", "solo-asymmetric", dict(lambd=0.0051, scale=0.1, **_MLP)),
