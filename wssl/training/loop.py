@@ -235,7 +235,7 @@ def in_bfloat16(
 
 # %% ../../nbs/9_training/loop.ipynb #c55aa97c
 def make_optimizer(
-    method: nn.Module,
+    method: Method,  # Its `rates` are read
     config: TrainConfig,
 ) -> torch.optim.Optimizer:
     """Adam, AdamW, SGD or LARS, the last two with momentum 0.9. Groups: weights, biases and BatchNorm, prototypes where there are any;
