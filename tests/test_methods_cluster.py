@@ -235,7 +235,8 @@ def test_local_crops_train_a_method_that_takes_them(tmp_path, kind):
 
 def test_local_crops_are_refused_elsewhere():
     with pytest.raises(
-        ValueError, match=r"a method that takes local crops \(swav, dino, excb, resa\) for swav; received simclr"
+        ValueError,
+        match=r"a method that takes local crops \(swav, dino, excb, resa, lejepa, visreg, simdino, deepcluster\) for swav; received simclr",
     ):
         TrainConfig(method=SimCLR(), augmentation="swav")
 

@@ -303,7 +303,7 @@ def test_the_regularizer_is_added_to_any_method_with_its_weight(tmp_path):
     torch.testing.assert_close(loop.build_method(config)(views).loss, output.loss)
     expected = torch.autograd.grad(output.loss + 2.0 * w2_of_views(*output.z), list(method.parameters()))
     fresh = loop.build_method(config)
-    optimizer = torch.optim.SGD(fresh.parameters(), lr=0.0)
+    optimizer = loop.make_optimizer(fresh, replace(config, optimizer="sgd"))
     terms = loop.train_step(fresh, optimizer, views, config, 0.5, 0.6)
     for p, grad in zip(fresh.parameters(), expected, strict=True):
         torch.testing.assert_close(p.grad, grad, rtol=1e-4, atol=1e-6)
@@ -372,7 +372,7 @@ def test_the_default_options_give_the_numbers_that_they_always_gave(whole, tmp_p
 
 
 SIZES = {"hidden": 16, "out": 8, "queue": 48}
-FITTING = {"directclr": {"share": 1.0}}
+FITTING = {"directclr": {"share": 1.0}, "vicregl": {"stage": -1}}  # all of h; the only stage
 SIDE = {"jigsaw": 24, "relative": 24}  # room for nine tiles with gaps
 CASES = [(name, "none") for name in METHODS]
 CASES += [(name, regularizer) for name in ("byol", "mocov2", "barlow") for regularizer in ("lu", "w2")]
@@ -599,7 +599,7 @@ def test_holdout_never_touches_the_test_set(monkeypatch):
         ({"augmentation": "none"}, "augmentation w2, small, digits, solo"),
         (
             {"augmentation": "swav"},
-            "a method that takes local crops (swav, dino, excb, resa) for swav; received alignw2",
+            "a method that takes local crops (swav, dino, excb, resa, lejepa, visreg, simdino, deepcluster) for swav; received alignw2",
         ),
         ({"encoder": "vgg"}, "encoder small, resnet18"),
         ({"stem": "34"}, "a stem for a ResNet only; received stem 34 for small"),

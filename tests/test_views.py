@@ -508,7 +508,8 @@ def test_excb_moves_its_border():
 def test_a_set_by_name_has_the_size_asked_for(name, size):
     views = views_named(name, size)
     batches = views(IMAGES, generator(0, "sizes"))
-    local = [(20, 3, local_size(size), local_size(size))] * (6 if name in ("excb", "excb-imagenet", "swav") else 0)
+    count = {"excb": 6, "excb-imagenet": 6, "swav": 6, "small-multi": 4}.get(name, 0)
+    local = [(20, 3, local_size(size), local_size(size))] * count
     assert [tuple(batch.shape) for batch in batches] == [(20, 3, size, size)] * 2 + local
     assert views.augmentation.size == size and all(torch.isfinite(batch).all() for batch in batches)
     assert views_named(name) is VIEWS[name] and views_named(name, VIEWS[name].augmentation.size) == VIEWS[name]
