@@ -475,7 +475,10 @@ def load_checkpoint(
         state = torch.load(Path(folder) / "state.pt", map_location=at, weights_only=True)
         method.load_state_dict(weights)
         if optimizer is not None:
+            fresh = [{"kind": group["kind"], "rate": group["rate"]} for group in optimizer.param_groups]
             optimizer.load_state_dict(state["optimizer"])
+            for group, own in zip(optimizer.param_groups, fresh, strict=True):
+                group.update(own)  # older checkpoints do not have them
         if probe:
             probe.load_state_dict(state["probe"])
             probe.optimizer.load_state_dict(state["probe_optimizer"])
