@@ -19,10 +19,13 @@ def settings():
 
 
 def direct():
+    "Hard dependencies and those of every extra: `dev` holds all of them."
+    values = settings()
     return [
         Requirement(text)
-        for key in ("requirements", "notebook_requirements", "dev_requirements")
-        for text in settings()[key].split()
+        for key in values
+        if key == "requirements" or key.endswith("_requirements")
+        for text in values[key].split()
     ]
 
 
