@@ -493,13 +493,14 @@ def run_companion(
 
     root = data_dir(options.project).parent
     expect(options.workers >= 1, "at least 1 worker", options.workers)
+    from wssl.companion.runner import run_all, slowest  # first: it says in a sentence which tools are missing
+
     if options.readme:
         from wssl.companion.readme import write_readme
 
         print(f"Written: {write_readme(root)}")
         return 0
     from wssl.companion.report import write_report
-    from wssl.companion.runner import run_all, slowest
 
     out = Path(options.out or root / "runs" / "companion").resolve()
     outcomes = run_all(root, out, options.only, options.full, options.fresh, options.workers, options.timeout)
