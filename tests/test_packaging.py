@@ -154,3 +154,30 @@ for words in ([], ["--readme"]):
     said = bare(unpacked, code, cwd=tmp_path)
     assert said.startswith(f"wssl {settings()['version']}\n") and "W2" in said and "Done." in said
     assert "data:image/png" in (tmp_path / "z.html").read_text() and (tmp_path / "run/summary.json").exists()
+
+
+def test_a_type_checker_accepts_what_callers_write():
+    "`tests/typed_use.py` under every rule of pyright's basic mode, against the package as it is installed beside it."
+    done = subprocess.run(
+        [sys.executable, "-m", "pyright", "tests/typed_use.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"},
+    )
+    assert done.returncode == 0 and "0 errors" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_type_checker_finds_what_is_wrong(tmp_path):
+    "The test above can fail: a wrong type in one call is an error."
+    (tmp_path / "wrong.py").write_text(
+        "# pyright: basic\nfrom wssl.metrics import uniformity_floor\nx: str = uniformity_floor('many', 128)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pyright", "wrong.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"},
+    )
+    assert done.returncode == 1 and "2 errors" in done.stdout, done.stdout + done.stderr

@@ -605,7 +605,7 @@ def main(
         print("wssl: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
     except SystemExit as stop:  # argparse after --help and --version
-        return stop.code or 0
+        return stop.code if isinstance(stop.code, int) else 0
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()
         return 0
