@@ -459,7 +459,7 @@ def add_companion(parser, words=()):
         "--only",
         default="",
         metavar="PATTERN",
-        help="notebooks whose path below nbs holds or fits this, like 2_metrics or */wass* (default: all)",
+        help="notebooks whose path below nbs holds or fits this, like 2_metrics or */wass*; the others keep what they showed last (default: all)",
     )
     parser.add_argument(
         "--full",
@@ -493,7 +493,11 @@ def run_companion(
 
     root = data_dir(options.project).parent
     expect(options.workers >= 1, "at least 1 worker", options.workers)
-    from wssl.companion.runner import run_all, slowest  # first: it says in a sentence which tools are missing
+    from wssl.companion.runner import (
+        earlier_outcomes,
+        run_all,
+        slowest,
+    )  # first: it says in a sentence which tools are missing
 
     if options.readme:
         from wssl.companion.readme import write_readme
@@ -515,7 +519,8 @@ def run_companion(
         if failed
         else f"All {len(outcomes)} notebooks ran."
     )
-    print(f"Open {write_report(root, out, outcomes)}")
+    shown = outcomes + earlier_outcomes(root, out, [outcome["notebook"] for outcome in outcomes])
+    print(f"Open {write_report(root, out, sorted(shown, key=lambda outcome: outcome['notebook']))}")
     return 1 if failed else 0
 
 # %% ../../nbs/companion/cli.ipynb #db949cc7
