@@ -1,9 +1,12 @@
 """settings.ini, environment.yml, requirements.lock and what is installed are in step."""
 
 import re
+import sys
 from configparser import ConfigParser
 from importlib import metadata
+from pathlib import Path
 
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -91,3 +94,15 @@ def test_one_version():
     assert wssl.__version__ == version
     assert re.search(rf"^version: ['\"]?{re.escape(version)}['\"]?$", (ROOT / "CITATION.cff").read_text(), flags=re.M)
     assert re.search(rf"^## {re.escape(version)}\b", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)
+
+
+def test_hooks_are_local_and_name_tools_that_are_locked():
+    "No hook is fetched from elsewhere, and none is the filter that empties notebooks."
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    hooks = [hook for repo in config["repos"] for hook in repo["hooks"]]
+    assert {repo["repo"] for repo in config["repos"]} == {"local"} and len(hooks) >= 4
+    for hook in hooks:
+        tool = hook["entry"].split()[0]
+        assert tool.startswith(".venv/bin/") and "--stdin" not in hook["entry"], hook["id"]
+        assert (Path(sys.executable).parent / Path(tool).name).exists(), tool
+        assert all(Path(ROOT / word.partition("::")[0]).exists() for word in hook["entry"].split() if "tests" in word)
