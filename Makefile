@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 .DEFAULT_GOAL := help
-.PHONY: help companion test bench lab export clean-notebooks outputs readme lint
+.PHONY: help companion test bench lab export outputs readme lint types
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 20
@@ -40,3 +40,6 @@ readme: $(INSTALLED)  ## README.md from nbs/index.ipynb
 
 lint: $(INSTALLED)  ## ruff over notebooks, tests and package
 	@$(BIN)/ruff format nbs tests && $(BIN)/ruff check nbs tests
+
+types: $(INSTALLED)  ## pyright: callers in full, annotations inside the package
+	@$(BIN)/pyright

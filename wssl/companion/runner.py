@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['READS_MEASURED', 'find_notebooks', 'declared', 'source_hash', 'tree_hash', 'keys', 'LocalKernel', 'Engine',
            'kernel_env', 'warnings_in', 'failure_in', 'execute', 'say_outcome', 'outcome_file', 'kept_outcome', 'plan',
-           'run_all', 'in_order_of_arrival', 'slowest']
+           'earlier_outcomes', 'run_all', 'in_order_of_arrival', 'slowest']
 
 # %% ../../nbs/companion/runner.ipynb #c01c20e2
 import ast
@@ -18,9 +18,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 from ..core.checks import InputError, expect
@@ -324,6 +325,33 @@ def plan(
     rest = sorted(set(names) - {outcome["notebook"] for outcome in kept}, key=lambda name: (-took(name), name))
     return kept, rest, parameters, key
 
+# %% ../../nbs/companion/runner.ipynb #7bd3f82a
+def earlier_outcomes(
+    root,  # Folder of a checkout
+    out,  # The companion's folder
+    names,  # Notebooks that this call ran
+) -> list[dict]:  # In order of the chapters
+    "Outcomes that earlier calls left in `out`, of the other notebooks that are still there."
+    found = []
+    for name in sorted(set(find_notebooks(root)) - set(names)):
+        try:
+            outcome = json.loads(outcome_file(out, name).read_text())
+        except (OSError, ValueError):
+            continue
+        if (Path(out) / "executed" / name).exists():
+            found.append(outcome)
+    return found
+
+# %% ../../nbs/companion/runner.ipynb #45307e96
+def _end_with_parent():
+    "Let this worker end when the process that started it has."
+
+    def watch():
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
 # %% ../../nbs/companion/runner.ipynb #34ecb6cb
 def run_all(
     root,  # Folder of a checkout
@@ -342,7 +370,8 @@ def run_all(
     width = max(len(name) for name in [*rest, *(outcome["notebook"] for outcome in kept)]) - 5
     for number, outcome in enumerate(kept, 1):
         say(say_outcome(number, total, outcome, width))
-    with ProcessPoolExecutor(max(1, min(workers, len(rest))), mp_context=get_context("spawn")) as pool:
+    size, spawn = max(1, min(workers, len(rest))), get_context("spawn")
+    with ProcessPoolExecutor(size, mp_context=spawn, initializer=_end_with_parent) as pool:
         pending = {
             pool.submit(
                 execute, Path(root) / "nbs" / name, out / "executed" / name, parameters[name], root, workers, timeout
