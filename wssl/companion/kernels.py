@@ -19,6 +19,8 @@ from pathlib import Path
 
 from jupyter_client.manager import AsyncKernelManager
 
+from ..core.checks import expect
+
 # %% ../../nbs/companion/kernels.ipynb #534a0595
 _SERVER = """
 import json, os, signal, sys
@@ -71,7 +73,9 @@ class _Copy:
         server = _server(env.get("OMP_NUM_THREADS"))
         server.stdin.write(json.dumps([str(connection), env, str(cwd)]) + "\n")
         server.stdin.flush()
-        self.pid = int(server.stdout.readline())
+        said = server.stdout.readline()
+        expect(said, "the server of kernels to be alive", f"its exit status {server.poll()}")
+        self.pid = int(said)
         self.handle = os.pidfd_open(self.pid)
 
     def wait(self, timeout=None):
