@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 .DEFAULT_GOAL := help
-.PHONY: help companion test bench lab export clean-notebooks outputs readme lint
+.PHONY: help companion test bench lab export clean-notebooks outputs readme docs lint
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 20
@@ -37,6 +37,9 @@ outputs: $(INSTALLED)  ## re-execute (quick) and store the outputs in the notebo
 
 readme: $(INSTALLED)  ## README.md from nbs/index.ipynb
 	@$(BIN)/wssl companion --readme
+
+docs: $(INSTALLED)  ## the documentation site, offline, from the committed outputs -> _docs/index.html
+	@$(BIN)/python -m wssl.companion.site
 
 lint: $(INSTALLED)  ## ruff over notebooks, tests and package
 	@$(BIN)/ruff format nbs tests && $(BIN)/ruff check nbs tests
