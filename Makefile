@@ -39,7 +39,7 @@ readme: $(INSTALLED)  ## README.md from nbs/index.ipynb
 	@$(BIN)/wssl companion --readme
 
 docs: $(INSTALLED)  ## the documentation site, offline, from the committed outputs -> _docs/index.html
-	@$(BIN)/python -m wssl.companion.site
+	@$(BIN)/python -c "from wssl.companion.site import main; main()"
 
 lint: $(INSTALLED)  ## ruff over notebooks, tests and package
 	@$(BIN)/ruff format nbs tests && $(BIN)/ruff check nbs tests

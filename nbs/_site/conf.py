@@ -12,10 +12,10 @@ exclude_patterns = ["_build"]
 # notebooks show the outputs that they were committed with
 nb_execution_mode = "off"
 nb_merge_streams = True
-myst_enable_extensions = ["dollarmath", "colon_fence", "fieldlist", "attrs_inline"]
+myst_enable_extensions = ["dollarmath", "colon_fence", "fieldlist", "attrs_inline", "attrs_block"]
 myst_heading_anchors = 4
 myst_dmath_double_inline = True
-smartquotes = False
+smartquotes_action = "D"  # dashes only
 add_module_names = False
 toc_object_entries_show_parents = "hide"
 
@@ -24,6 +24,8 @@ html_title = "wssl"
 html_static_path = ["static"]
 html_css_files = ["wssl.css"]
 html_math_renderer = "mathml"
+html_favicon = "static/favicon.svg"
+html_context = {"default_mode": "auto"}
 html_show_sphinx = False
 html_theme_options = {
     "home_page_in_toc": True,
@@ -32,6 +34,9 @@ html_theme_options = {
     "use_download_button": True,
     "use_fullscreen_button": False,
     "navigation_with_keys": False,
+    "navbar_persistent": [],
+    "pygments_light_style": "friendly",
+    "pygments_dark_style": "github-dark",
 }
 
 

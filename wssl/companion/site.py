@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from .ledger import beside_published, ledger_counts
-from .pages import for_readers, title_and_claim
+from .pages import EQUATION, for_readers, math_html, title_and_claim
 from .readme import from_root
 from .records import figures_text, number_text, read_claims
 from .reference import as_markdown, entries, public_names, reading_order
@@ -93,6 +93,10 @@ def linked(
     return "".join(part if at % 2 else re.sub(r"(?<!`)`(\w+)`(?!`)", named, part) for at, part in enumerate(lines))
 
 # %% ../../nbs/companion/site.ipynb #c2c7e14b
+def _equation(found):
+    return math_html(html.unescape(found[1] or found[2]))
+
+# %% ../../nbs/companion/site.ipynb #3c5e1fc5
 def for_site(
     nb,  # Notebook with its outputs
     name: str,  # Its path below nbs
@@ -105,8 +109,12 @@ def for_site(
     for cell in shown.cells:
         if cell.cell_type == "markdown":
             cell.source = linked(cell.source, str(Path("nbs", name).parent), names)
-        elif cell.id in exported:
-            cells.append(nbformat.v4.new_markdown_cell(f"(cell-{cell.id})="))
+        else:
+            if cell.id in exported:
+                cells.append(nbformat.v4.new_markdown_cell(f"(cell-{cell.id})="))
+            for output in cell.outputs:
+                if "text/html" in output.get("data", {}):
+                    output.data["text/html"] = EQUATION.sub(_equation, output.data["text/html"])
         cells.append(cell)
     if note:
         cells.insert(1, nbformat.v4.new_markdown_cell(note))
@@ -133,7 +141,8 @@ def titles(
 
 # %% ../../nbs/companion/site.ipynb #4cead152
 def _shown(value):
-    return number_text(value) if isinstance(value, float) else "–" if str(value) == "<NA>" else str(value)
+    text = number_text(value) if isinstance(value, float) else "–" if str(value) == "<NA>" else str(value)
+    return " ".join(text.replace("|", r"\|").split()).replace(" ± ", "\u00a0±\u00a0")  # a spread stays on its line
 
 # %% ../../nbs/companion/site.ipynb #69106b7b
 def markdown_table(
@@ -142,7 +151,7 @@ def markdown_table(
     "A table without its index; numbers of four digits."
 
     def line(values):
-        return "| " + " | ".join(" ".join(_shown(value).replace("|", r"\|").split()) for value in values) + " |"
+        return "| " + " | ".join(map(_shown, values)) + " |"
 
     rows = df.astype(object).itertuples(index=False)
     return "\n".join([line(df.columns), "|" + "---|" * df.shape[1], *map(line, rows)])
@@ -159,17 +168,22 @@ def claims_page(
         markdown_table(ledger_counts(ledger)),
     ]
     for work, part in ledger.groupby("work", sort=False):
-        parts += [f"## {work}", markdown_table(part.apply(_claim_row, axis=1, result_type="expand", contents=contents))]
+        parts += [
+            f"## {work}",
+            "{.claims}\n" + markdown_table(part.apply(_claim_row, axis=1, result_type="expand", contents=contents)),
+        ]
     return "\n\n".join(parts) + "\n"
 
 # %% ../../nbs/companion/site.ipynb #d3ed7ab3
 def _claim_row(row, contents):
-    measured = "; ".join(filter(None, [figures_text(row["figures"]), row["note"], row["tried at"]]))
+    measured = " ".join(
+        filter(None, [row["note"], figures_text(row["figures"]).rstrip(".") + ".", f"Scale: {row['tried at']}."])
+    )
     name = row["notebook"]
     return {
-        "claim": f"{row['id']}: {as_markdown(row['claim'])} ({as_markdown(str(row['where']))})",
+        "claim": f"**{row['id']}** {as_markdown(row['claim'])} ({as_markdown(str(row['where']))})",
         "verdict": f"[{row['verdict']}]{{.chip .{TONES[row['verdict']]}}}",
-        "measured": as_markdown(measured) or "–",
+        "measured": as_markdown(measured) if name else "–",
         "notebook": f"[{contents[name][0]}](/{name})" if name in contents else "–",
     }
 
@@ -250,7 +264,7 @@ def package_page(
                 f"# {package}",
                 as_markdown(ast.get_docstring(ast.parse(source)) or ""),
                 f"`from {package} import ...` offers " + ", ".join(names) + "." if names else "",
-                _toctree(f"/api/{name}" for name in inside),
+                _toctree(f"{name.rpartition('.')[2]} </api/{name}>" for name in inside),
                 *(
                     f"- [{name}](/api/{name}.md): {as_markdown(ast.get_docstring(ast.parse(sources[name])) or '')}"
                     for name in inside
@@ -330,12 +344,11 @@ def texts_beside(
 # %% ../../nbs/companion/site.ipynb #ef8c2624
 def write_sources(
     root,  # Folder of a checkout
-    folder,  # Where to write; is emptied
+    folder,  # Where to write
 ) -> list[str]:  # Pages, without their ending
     "Everything that the site is made of, in the form that Sphinx reads."
     folder, contents, sources, ledger = Path(folder), titles(root), modules(root), read_claims(root)
     names, outside, pages = defined_names(sources), [], {}
-    shutil.rmtree(folder, ignore_errors=True)
     for name in contents:
         nb = nbformat.read(Path(root) / "nbs" / name, 4)
         outside += [
@@ -384,9 +397,9 @@ def navigation(
         "Chapters": [f"/{folder}/index" for folder in chapters],
         "In use": [f"/{folder}/index" for folder in rest],
         "Results": ["/claims", "/tables"],
-        "Reference": ["/api/index", "/companion/index"],
+        "Reference": ["/api/index", *(f"/{folder}/index" for folder in folders if folder == "companion")],
     }
-    return "\n\n".join(_toctree(pages, caption) for caption, pages in groups.items())
+    return "\n\n".join(_toctree(pages, caption) for caption, pages in groups.items() if pages)
 
 # %% ../../nbs/companion/site.ipynb #c866913e
 class _Page(HTMLParser):
@@ -430,38 +443,44 @@ def check_pages(
 # %% ../../nbs/companion/site.ipynb #52ccedb2
 def build_site(
     root,  # Folder of a checkout
-    out,  # Folder of the site
+    out,  # Folder to write; what it held is lost. The site is its folder "html"
 ) -> int:  # Links followed
     "Write the site. Raises `InputError` where Sphinx warns, a link is broken, or a page would fetch something."
     out = Path(out)
-    write_sources(root, out / ".sources")
-    expect(_sphinx(Path(root) / "nbs" / "_site", out / ".sources", out) == 0, "a site without a warning", "those above")
-    followed, wrong = check_pages(out)
+    shutil.rmtree(out, ignore_errors=True)
+    write_sources(root, out / "sources")
+    expect(_sphinx(Path(root) / "nbs" / "_site", out) == 0, "a site without a warning", "those above")
+    followed, wrong = check_pages(out / "html")
     expect(not wrong, "links that lead somewhere", f"{len(wrong)} that do not: {'; '.join(wrong[:10])}")
     return followed
 
 # %% ../../nbs/companion/site.ipynb #06c1ae45
-def _sphinx(settings, sources, out):
+def _sphinx(settings, out):
     try:
         from sphinx.cmd.build import main
     except ModuleNotFoundError as error:
         expect(False, "Sphinx (pip install -e '.[dev]')", f"no module {error.name!r}")
     quiet = ["-q", "-W", "--keep-going", "-j", "auto"]
     return main(
-        [*quiet, "-b", "html", "-c", str(settings), "-d", str(sources.parent / ".doctrees"), str(sources), str(out)]
+        [
+            *quiet,
+            "-b",
+            "html",
+            "-c",
+            str(settings),
+            "-d",
+            str(out / "doctrees"),
+            str(out / "sources"),
+            str(out / "html"),
+        ]
     )
 
-# %% ../../nbs/companion/site.ipynb #906ed0aa
+# %% ../../nbs/companion/site.ipynb #566e7018
 def main():
-    "`python -m wssl.companion.site [FOLDER]`: write the site, to `_docs` of this checkout if no folder is given."
+    "Write the site to `_docs` of this checkout and say where it is; one sentence and exit 1 where that fails."
     root = project_root()
-    out = Path(sys.argv[1]) if len(sys.argv) > 1 else root / "_docs"
     try:
-        followed = build_site(root, out)
+        followed = build_site(root, root / "_docs")
     except InputError as error:
         sys.exit(str(error))
-    print(f"{followed:,} links followed, none broken.\nOpen {out / 'index.html'}")
-
-# %% ../../nbs/companion/site.ipynb #566e7018
-if __name__ == "__main__":
-    main()
+    print(f"{followed:,} links followed, none broken.\nOpen {root / '_docs/html/index.html'}")
