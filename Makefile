@@ -38,7 +38,7 @@ outputs: $(INSTALLED)  ## re-execute (quick) and store the outputs in the notebo
 readme: $(INSTALLED)  ## README.md from nbs/index.ipynb
 	@$(BIN)/wssl companion --readme
 
-docs: $(INSTALLED)  ## the documentation site, offline, from the committed outputs -> _docs/index.html
+docs: $(INSTALLED)  ## the documentation site, offline, from the committed outputs -> _docs/html/index.html
 	@$(BIN)/python -c "from wssl.companion.site import main; main()"
 
 lint: $(INSTALLED)  ## ruff over notebooks, tests and package
