@@ -26,8 +26,8 @@ test: $(INSTALLED)  ## the whole test suite
 bench: $(INSTALLED)  ## timings as ratios within one run (minutes)
 	@$(BIN)/python -m tests.bench
 
-lab: $(INSTALLED)  ## JupyterLab on nbs/
-	@$(BIN)/jupyter lab nbs
+lab: $(INSTALLED)  ## JupyterLab, opened at nbs/index.ipynb
+	@$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb
 
 export: $(INSTALLED)  ## write wssl/*.py from the notebooks, clean them
 	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean
