@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 .DEFAULT_GOAL := help
-.PHONY: help companion test bench lab export clean-notebooks outputs readme docs lint
+.PHONY: help companion test bench lab export outputs readme docs lint types
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 20
@@ -43,3 +43,6 @@ docs: $(INSTALLED)  ## the documentation site, offline, from the committed outpu
 
 lint: $(INSTALLED)  ## ruff over notebooks, tests and package
 	@$(BIN)/ruff format nbs tests && $(BIN)/ruff check nbs tests
+
+types: $(INSTALLED)  ## pyright: callers in full, annotations inside the package
+	@$(BIN)/pyright

@@ -493,13 +493,14 @@ def run_companion(
 
     root = data_dir(options.project).parent
     expect(options.workers >= 1, "at least 1 worker", options.workers)
+    from wssl.companion.runner import run_all, slowest  # first: it says in a sentence which tools are missing
+
     if options.readme:
         from wssl.companion.readme import write_readme
 
         print(f"Written: {write_readme(root)}")
         return 0
     from wssl.companion.report import write_report
-    from wssl.companion.runner import run_all, slowest
 
     out = Path(options.out or root / "runs" / "companion").resolve()
     outcomes = run_all(root, out, options.only, options.full, options.fresh, options.workers, options.timeout)
@@ -604,7 +605,7 @@ def main(
         print("wssl: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
     except SystemExit as stop:  # argparse after --help and --version
-        return stop.code or 0
+        return stop.code if isinstance(stop.code, int) else 0
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()
         return 0

@@ -435,7 +435,10 @@ def kept(
                 blocks, about = make()
                 write_decoded(blocks, folder, title, **about)
                 held = open_decoded(folder, size)
-    expect(held, f"to read from {folder} what was just written there", "something else: the disk may be failing")
+    if held is None:
+        raise InputError(
+            f"expected to read from {folder} what was just written there; received something else: the disk may be failing"
+        )
     return held
 
 # %% ../../nbs/5_data/images.ipynb #217911b6
@@ -514,7 +517,10 @@ def find_path(
 ) -> Path:  # Absolute
     "`path` itself, or below `root`. Raises `InputError` if it is in neither place or of another kind."
     found = next((at.resolve() for at in (Path(path).expanduser(), root / path) if path and at.exists()), None)
-    expect(found, f"the path of a {kind} with images", f"{path or 'nothing'}, which does not exist (nor in {root})")
+    if found is None:
+        raise InputError(
+            f"expected the path of a {kind} with images; received {path or 'nothing'}, which does not exist (nor in {root})"
+        )
     expect(
         found.is_dir() == (kind == "folder"),
         f"a {kind} of images",

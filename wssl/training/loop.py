@@ -75,7 +75,7 @@ def pick_device(
 # %% ../../nbs/9_training/loop.ipynb #dc1ebaf2
 def load_data(
     config: TrainConfig,
-    device="cpu",  # Where the images stay
+    device: str | torch.device = "cpu",  # Where the images stay
 ) -> tuple[Images | StreamedImages, Images | StreamedImages]:
     "Training images, and the images to evaluate on."
     train = load_images(config.source, "train", config.size, config.root)
