@@ -45,9 +45,11 @@ def test_relative_links_of_notebooks_lead_somewhere():
 
 
 def test_a_broken_link_is_found(checkout):
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Bad\n[x](../4_losses/gone.ipynb#part)")])
+    nb = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_markdown_cell("# Bad\n[x](../4_losses/gone.ipynb#part), [folder](../3_balance/)")]
+    )
     nbformat.write(nb, checkout / "nbs/3_balance/bad.ipynb")
-    assert broken_links(checkout)["3_balance/bad.ipynb"] == ["../4_losses/gone.ipynb"]
+    assert broken_links(checkout)["3_balance/bad.ipynb"] == ["../4_losses/gone.ipynb", "../3_balance/"]
 
 
 def test_every_public_name_has_an_entry(sources):
@@ -69,9 +71,12 @@ def test_every_public_name_has_an_entry(sources):
 def test_every_reexported_name_is_on_its_package_page(sources):
     for package in {name.rpartition(".")[0] for name in sources}:
         text = package_page(ROOT, package, sources)
-        tree = ast.parse((ROOT / package.replace(".", "/") / "__init__.py").read_text())
-        for name in (alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names):
-            assert f"{{py:obj}}`{name} <wssl." in text, (package, name)
+        tree = ast.walk(ast.parse((ROOT / package.replace(".", "/") / "__init__.py").read_text()))
+        ours = [node for node in tree if isinstance(node, ast.ImportFrom) and node.module.count(".") == 2]
+        for node in ours:
+            for alias in node.names:
+                assert f"{{py:obj}}`{alias.name} <{node.module}.{alias.name}>`" in text, (package, alias.name)
+                assert alias.name in public_names(sources[node.module]), (node.module, alias.name)
 
 
 def test_every_parameter_and_result_is_there(sources):

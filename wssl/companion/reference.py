@@ -162,10 +162,10 @@ def entries(
             found[node.name], where[node.name] = _function(node, comments), cell
         elif isinstance(node, ast.ClassDef):
             found[node.name], where[node.name] = class_entry(node, comments), cell
-        elif isinstance(node, ast.Assign):
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             value = ast.unparse(node.value)
             value = value if len(value) <= 120 else value[:119] + "…"
-            for target in node.targets:
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 name = ast.unparse(target)
                 found[name], where[name] = _entry("data", name, ["~~~text", value, "~~~"]), cell
     return {name: _from_notebook(found[name], where[name]) for name in public_names(source) if name in found}

@@ -54,13 +54,13 @@ def links_in(
 # %% ../../nbs/companion/site.ipynb #bcd73845
 def broken_links(
     root,  # Folder of a checkout
-) -> dict[str, list[str]]:  # Notebook -> targets that do not exist; empty where all is well
+) -> dict[str, list[str]]:  # Notebook -> targets that are no file; empty where all is well
     "Relative links of notebooks that lead nowhere."
     wrong = {}
     for name in find_notebooks(root):
         path = Path(root) / "nbs" / name
         texts = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown"]
-        missing = [link for text in texts for link in links_in(text) if not (path.parent / link).exists()]
+        missing = [link for text in texts for link in links_in(text) if not (path.parent / link).is_file()]
         if missing:
             wrong[name] = missing
     return wrong
@@ -250,12 +250,8 @@ def package_page(
 ) -> str:  # Markdown
     "A sub-package: what it re-exports, and its modules."
     source = (Path(root) / package.replace(".", "/") / "__init__.py").read_text()
-    offered = {
-        name: node.module
-        for node in ast.parse(source).body
-        if isinstance(node, ast.ImportFrom)
-        for name in (alias.name for alias in node.names)
-    }
+    imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    offered = {alias.name: node.module for node in imports if node.module.count(".") == 2 for alias in node.names}
     inside = [name for name in sources if name.startswith(package + ".")]
     names = [f"{{py:obj}}`{name} <{module}.{name}>`" for name, module in offered.items()]
     return (
