@@ -22,7 +22,7 @@ METHODS = {
     "wmse-groups": WMSE(size=6, **SMALL),
     "intl": INTL(trace_weight=0.02, **SMALL),
     "simdino": SimDINO(**SMALL),
-    "deepcluster": DeepClusterV2(prototypes=5, memory=30, **SMALL),
+    "deepcluster": DeepClusterV2(prototypes=5, memory=30, rounds=20, **SMALL),
 }
 FOLLOWERS = {
     name: kind(momentum=0.5, momentum_end=0.9, **SMALL) for name, kind in (("mocov3", MoCoV3), ("simdino", SimDINO))
@@ -181,22 +181,23 @@ def test_simdino_follows_the_teacher_and_takes_up_room(local, gamma):
 
 
 @pytest.mark.parametrize("local", [0, 2])
-def test_deepcluster_predicts_the_label_of_another_view(local):
-    """Against cross-entropy with labels that the network of the last clustering gives, one pair of views at a time."""
+def test_deepcluster_predicts_the_label_of_the_image_from_every_crop(local):
+    """Against cross-entropy with the label that the network of the last clustering gives to both views together, one crop at a time."""
     method, views = _build(METHODS["deepcluster"]), _views(local=local)
     copied = copy.deepcopy(method)
     output = method(views)
     h = torch.cat([copied.encoder(torch.cat(part)) for part in (views[:2], views[2:]) if part])
     centroids = _unit(copied.prototypes.weight)
     scores = (_unit(copied.projector(h)) @ centroids.T).split(12)
-    labels = (copied.labeller.net(torch.cat(views[:2])) @ centroids.T).argmax(1).chunk(2)
-    pairs = [
-        nn.functional.cross_entropy(scores[b] / 0.1, labels[a]) for a in (0, 1) for b in range(len(views)) if a != b
-    ]
-    torch.testing.assert_close(output.loss, sum(pairs) / len(pairs))
-    assert output.terms["agreement"].item() == pytest.approx((labels[0] == labels[1]).double().mean().item())
+    each = [_unit(part) for part in copied.labeller.net(torch.cat(views[:2])).chunk(2)]
+    label = ((each[0] + each[1]) / 2 @ centroids.T).argmax(1)
+    crops = [(part / 0.1).logsumexp(1) - part[torch.arange(12), label] / 0.1 for part in scores]
+    expected = torch.cat(crops).mean()
+    torch.testing.assert_close(output.loss, expected)
+    alone = [(part @ centroids.T).argmax(1) for part in each]
+    assert output.terms["agreement"].item() == pytest.approx((alone[0] == alone[1]).double().mean().item())
     output.loss.backward()
-    (sum(pairs) / len(pairs)).backward()
+    expected.backward()
     _same_gradients(method, copied)
     assert not any(p.requires_grad for net in (method.prototypes, method.labeller) for p in net.parameters())
 

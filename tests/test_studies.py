@@ -100,3 +100,37 @@ def test_the_papers_preset_has_the_papers_sizes(method):
     assert (config.encoder, config.stem, config.batch, config.optimizer) == ("resnet18", "34", 256, "lars")
     assert config.warmup * config.epochs == pytest.approx(10)
     assert (config.lr, config.lr_bias, config.weight_decay) == (0.2, 0.005, 1e-4)
+
+
+def test_rows_are_measured_once_written_one_by_one_and_replaced_with_their_configuration(tmp_path):
+    path, asked = tmp_path / "rows.json", []
+
+    def measure(arm, config):
+        asked.append((arm, config.seed, config.weight))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return {"value": config.weight + config.seed}
+
+    with pytest.raises(KeyboardInterrupt):
+        studies.filled(ARMS, (0, 1), measure, path)
+    kept = json.loads(path.read_text())["rows"]
+    assert [(row["arm"], row["seed"], row["value"]) for row in kept] == [("byol-none", 0, 0.0), ("byol-w2", 0, 0.5)]
+    rows = studies.filled(ARMS, (0, 1), measure, path)
+    assert asked[3:] == [("byol-none", 1, 0.0), ("byol-w2", 1, 0.5)] and rows[:2] == kept
+    other = {"byol-w2": replace(ARMS["byol-w2"], weight=0.25)}
+    rows = studies.filled(other, (1,), measure, path)
+    assert asked[5:] == [("byol-w2", 1, 0.25)]
+    assert sorted((row["arm"], row["seed"], row["value"]) for row in rows) == [
+        ("byol-none", 0, 0.0),
+        ("byol-none", 1, 1.0),
+        ("byol-w2", 0, 0.5),
+        ("byol-w2", 1, 1.25),
+    ]
+
+
+def test_rows_without_a_file_are_measured_each_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    for _ in range(2):
+        rows = studies.filled(ARMS, (0,), lambda arm, config: asked.append(arm) or {"value": (1, 2)})
+    assert asked == [*ARMS] * 2 and rows[0]["value"] == [1, 2] and not list(tmp_path.iterdir())

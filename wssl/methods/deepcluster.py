@@ -9,13 +9,13 @@ __all__ = ['DeepClusterV2', 'DeepClusterV2Method']
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ..balance.kmeans import spherical_kmeans
 from ..core.checks import expect
 from ..core.collectives import WORLD, all_gather_rows
-from ..core.rows import normalize_rows
-from ..losses.clustering import dino_loss
+from ..core.rows import normalize_rows, widen
 from .base import Method, Output
 from .prototypes import PrototypeMethod
 from ..models.momentum import MomentumNetwork, Queue
@@ -29,8 +29,8 @@ class DeepClusterV2:
 
     prototypes: int = 256  # K; published: three times 3000
     temperature: float = 0.1  # tau > 0, in units of a cosine
-    rounds: int = 20  # Clusterings in a training after the first, evenly spaced; published: one an epoch
-    memory: int = 4096  # Newest embeddings that k-means looks at; published: one of each image
+    rounds: int = 100  # Clusterings in a training after the first, evenly spaced; published: one an epoch
+    memory: int = 1024  # Newest embeddings that k-means looks at, of a few steps; published: one of each image
     hidden: int = 512  # Width of the projector's hidden layers
     out: int = 128  # Dimension m of the embedding
     layers: int = 2  # Linear layers of the projector
@@ -62,12 +62,11 @@ class DeepClusterV2Method(PrototypeMethod):
         h, z = self.embed_crops(views)
         self.fresh = z[:n].detach()
         with torch.no_grad():
-            scores = self.prototypes(self.labeller(torch.cat(views[:2])))
-            labels = scores.argmax(1, keepdim=True)
-            targets = torch.zeros_like(scores).scatter_(1, labels, 1.0).chunk(2)
-        loss = dino_loss(self.prototypes(z).split(n), targets, self.options.temperature)
-        first, second = labels.chunk(2)
-        return Output(loss, z.split(n)[:2], h.chunk(2), {"agreement": (first == second).float().mean()})
+            first, second = normalize_rows(self.labeller(torch.cat(views[:2]))).chunk(2)
+            label, alone, other = (self.prototypes(rows).argmax(1) for rows in (first + second, first, second))
+        scores = widen(self.prototypes(z)) / self.options.temperature
+        loss = F.cross_entropy(scores, label.repeat(len(views)))
+        return Output(loss, z.split(n)[:2], h.chunk(2), {"agreement": (alone == other).float().mean()})
 
     def before_step(self, progress: float):
         super().before_step(progress)
