@@ -45,7 +45,9 @@ def _show(value):
         return "-"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 def _plain(value):
@@ -80,7 +82,7 @@ class Diagnosis:
     growth: tuple = ()  # For more and more rows: n, W2, floor, live
     classes: tuple = ()  # For each class: class, rows, spread, nearest
     between: Tensor | None = None  # Cosines of class means about the overall mean, where there are 2 to 100
-    history: tuple = ()  # For each stage: stage, status, alive, share, low, high, W2, floor
+    history: tuple = ()  # For each stage: stage, alive, share, low, high, W2, floor, status
 
     @property
     def table(self):
@@ -447,8 +449,8 @@ def _stage(name, found):
     alive, w2 = v["dimensions alive"], v["W2"]
     share, low, high = (None if x is None else x / m for x in (alive.value, alive.low, alive.high))
     low, high = (share if x is None else x for x in (low, high))
-    words = {"stage": str(name), "status": found.status, "alive": alive.value}
-    return words | {"share": share, "low": low, "high": high, "W2": w2.value, "floor": float(w2.reference)}
+    numbers = {"alive": alive.value, "share": share, "low": low, "high": high, "W2": w2.value}
+    return {"stage": str(name)} | numbers | {"floor": float(w2.reference), "status": found.status}
 
 # %% ../../nbs/2_metrics/diagnosis.ipynb #83698313
 def follow(

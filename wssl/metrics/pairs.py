@@ -55,7 +55,7 @@ class Pairs:
 # %% ../../nbs/2_metrics/pairs.ipynb #0b17b71a
 def read_pairs(
     z,  # Embeddings, shape (n, m), at least 2 rows; what is asked for is `sample_rows` of many
-    tile: int = 1000,  # Rows at a time: memory is tile x n
+    tile: int = 250,  # Rows at a time: memory is a few times tile x n
 ) -> Pairs:
     "All pairs of the rows of `z`, once. Raises `InputError` for fewer than 2 rows."
     z = check_finite(as_embeddings(z, min_rows=2).detach(), always=True)
@@ -65,13 +65,13 @@ def read_pairs(
     for start in range(0, n, tile):
         rows = unit[start : start + tile]
         cosine = rows @ unit[start:].T
-        cosine = torch.where(torch.ones_like(cosine, dtype=torch.bool).triu_(1), cosine, -2)  # each pair once
-        counts += torch.histc(cosine.clamp(-2, 1), BINS, -1, 1)
+        later = torch.ones_like(cosine, dtype=torch.bool).triu_(1)  # each pair once
+        kernel = cosine.mul(4).add_(length[start : start + tile, None]).add_(length[start:]).exp_().mul_(later)
+        sums[start : start + tile] += kernel.sum(1)
+        sums[start:] += kernel.sum(0)
+        cosine.masked_fill_(~later, -2)
         same += int((cosine > 1 - NEAR).sum())
-        exponent = (4 * cosine).add_(length[start : start + tile, None]).add_(length[start:])
-        kernel = torch.where(cosine > -1.5, exponent.exp_(), 0)
-        sums[start : start + tile] += kernel.sum(1, dtype=torch.float64)
-        sums[start:] += kernel.sum(0, dtype=torch.float64)
+        counts += torch.histc(cosine.clamp_(max=1), BINS, -1, 1)
     return _pairs(n, m, sums / (n - 1), same / (n * (n - 1) / 2), counts)
 
 # %% ../../nbs/2_metrics/pairs.ipynb #b38504dd

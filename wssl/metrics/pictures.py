@@ -104,8 +104,9 @@ def draw_history(
         ax.fill_between(at, [h["low"] for h in lines], [h["high"] for h in lines], color=color("rankme"), alpha=0.2)
     ax.plot(x, [h["W2"] for h in d.history], color=color("w2"), marker="o", label=r"$\mathcal{W}_2$")
     ax.plot(x, [h["floor"] for h in d.history], color="black", linestyle="--", linewidth=1, label="uniform points")
-    step = -(-len(x) // 8)
-    ax.set_xticks(list(x)[::step], [h["stage"] for h in d.history][::step], rotation=20, ha="right")
+    names = [h["stage"] for h in d.history]
+    step = -(-len(x) * (2 + max(map(len, names))) // 44)  # as many names as fit
+    ax.set_xticks(list(x)[::step], names[::step])
     ax.set(xlabel="stage", ylabel=r"$\mathcal{W}_2$, share", title="Over time", ylim=(0, 1.5))
     ax.legend(fontsize=8)
 
@@ -186,7 +187,7 @@ def page(
     status: str,  # A key of `MARKS`
     sentence: str,  # The verdict
     paragraphs,  # Plain texts under it
-    tables,  # (heading, header, lines of cells); cells are plain texts, the last column words
+    tables,  # (heading, header, lines of cells); cells are plain texts
     picture: bytes,  # A PNG
     alt: str,  # What it shows, in words
 ) -> str:  # HTML
@@ -203,16 +204,18 @@ def page(
 def table_html(
     heading: str,  # Empty for none
     header,  # Texts
-    lines,  # Of as many texts each; the first is the line's name, the last is words
+    lines,  # Of as many texts each; the first is the line's name
 ) -> str:
-    "A table; the first and last columns are words, the others numbers."
+    "A table; the first column is names, and words, `meaning` and `status`, stand on the left."
+    last = header[-1] in ("meaning", "status")
 
-    def cell(i, text, tag, last):
+    def cell(i, text, tag):
         tag = "th" if i == 0 else tag
-        return f"<{tag}{' class=words' * (i in (0, last))}>{escape(str(text))}</{tag}>"
+        words = i == 0 or (last and i == len(header) - 1)
+        return f"<{tag}{' class=words' * words}>{escape(str(text))}</{tag}>"
 
     def cells(line, tag):
-        return "".join(cell(i, text, tag, len(line) - 1) for i, text in enumerate(line))
+        return "".join(cell(i, text, tag) for i, text in enumerate(line))
 
     rows = "".join(f"<tr>{cells(line, 'td')}</tr>" for line in lines)
     title = f"<h2>{escape(heading)}</h2>" if heading else ""

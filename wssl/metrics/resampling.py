@@ -18,7 +18,7 @@ from ..core.seeds import generator
 from .moments import Moments, in_spans
 
 # %% ../../nbs/2_metrics/resampling.ipynb #42885c54
-MOST_KEYS = 2**22  # Rows whose multiplicity is looked at
+MOST_KEYS = 2**20  # Rows whose multiplicity is looked at
 
 
 def different_rows(
