@@ -1,5 +1,6 @@
 """Real processes on one machine: run a function on each rank of a gloo job and collect what it returns."""
 
+import multiprocessing
 import os
 import socket
 from functools import partial
@@ -7,6 +8,9 @@ from functools import partial
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+# one server a test session imports what the processes need; it has never computed anything, so it may be forked
+multiprocessing.set_forkserver_preload(["torch", "wssl.evaluation", "wssl.training", "tests.distributed"])
 
 
 def _rank_main(rank, fn, world_size, port, results):
@@ -26,5 +30,6 @@ def run_ranks(fn, *args, world_size=2):
         port = free.getsockname()[1]
     with mp.Manager() as manager:
         results = manager.dict()
-        mp.spawn(_rank_main, args=(partial(fn, *args), world_size, port, results), nprocs=world_size, join=True)
+        arguments = (partial(fn, *args), world_size, port, results)
+        mp.start_processes(_rank_main, arguments, nprocs=world_size, start_method="forkserver")
         return [results[rank] for rank in range(world_size)]

@@ -13,8 +13,9 @@ from torch import nn
 
 from tests.distributed import run_ranks
 from wssl import WORLD
-from wssl.metrics.alignment_uniformity import Alignment, Uniformity, alignment, uniformity
-from wssl.metrics.spectrum import RankMe, rankme
+from wssl.metrics import Alignment, RankMe, Uniformity
+from wssl.metrics.alignment_uniformity import alignment, uniformity
+from wssl.metrics.spectrum import rankme
 from wssl.theory.sphere import uniformity_of_sphere
 
 

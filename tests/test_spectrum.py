@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from wssl.metrics import RankMe
 from wssl.metrics.spectrum import (
-    RankMe,
     alpha_req,
     embedding_std,
     participation_ratio,

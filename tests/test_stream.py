@@ -194,9 +194,10 @@ def test_an_error_in_the_callers_rows_is_the_callers(both):
         list(replace(both[1], workers=1).batches(steps()))
 
 
-def loop_for_ever(stream, pids):
-    batches = stream.batches(torch.arange(40).split(4) * 10_000)
-    next(batches)
+def loop_for_ever(stream, pids, first):
+    batches = iter(stream.loader([[0, 1]] * 10_000))
+    if first:
+        next(batches)
     pids.put([child.pid for child in multiprocessing.active_children()])
     time.sleep(600)
 
@@ -211,13 +212,14 @@ def alive(pid):
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="asks the Linux kernel who is alive")
-def test_the_workers_of_a_killed_training_end_by_themselves(both):
+@pytest.mark.parametrize("first", [True, False], ids=["after a batch", "while they start"])
+def test_the_workers_of_a_killed_training_end_by_themselves(both, first):
     fork = multiprocessing.get_context("fork")
     pids = fork.Queue()
-    training = fork.Process(target=loop_for_ever, args=(replace(both[1], workers=2), pids))
+    training = fork.Process(target=loop_for_ever, args=(replace(both[1], workers=8), pids, first))
     training.start()
     workers = pids.get(timeout=30)
-    assert len(workers) == 2 and all(map(alive, workers))
+    assert len(workers) == 8 and any(map(alive, workers))
     os.kill(training.pid, signal.SIGKILL)
     training.join()
     deadline = time.monotonic() + 30

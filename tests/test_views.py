@@ -670,3 +670,12 @@ def test_impossible_augmentations_are_refused(wrong, message):
 def test_views_take_uint8_batches(x):
     with pytest.raises(InputError, match=r"images as a uint8 tensor \(n, 3, H, W\)"):
         TwoViews()(x, generator(0))
+
+
+@pytest.mark.parametrize("name", ["w2", "swav"])
+def test_a_part_of_a_batch_has_the_views_of_its_place(name):
+    views = views_named(name, 32)
+    whole = views(IMAGES, generator(0, "part"))
+    parts = [views(IMAGES[first : first + 5], generator(0, "part"), first, 20) for first in range(0, 20, 5)]
+    for k, batch in enumerate(whole):
+        torch.testing.assert_close(torch.cat([part[k] for part in parts]), batch, atol=1e-5, rtol=0)

@@ -55,12 +55,14 @@ class MultiCrop(TwoViews):
         self,
         x: Tensor,  # Images (n, 3, H, W), uint8
         generator: torch.Generator,  # On x's device, or on the CPU
+        first: int = 0,  # Place of x[0] in the batch that is drawn for
+        total: int | None = None,  # Images in that batch; None: x is the batch
     ) -> tuple[Tensor, ...]:  # Two of (n, 3, size, size), then `n_local` of (n, 3, local size, local size)
-        "Global views, then local ones, each with its own draws."
-        views = super().__call__(x, generator)
-        u = draw(self.n_local * len(x), generator, x.device)
+        "Global views, then local ones, each image with the draws of its place in the batch."
+        views, total = super().__call__(x, generator, first, total), len(x) if total is None else total
+        u = draw(self.n_local * total, generator, x.device).view(self.n_local, total, -1)[:, first : first + len(x)]
         with torch.autocast(x.device.type, enabled=False):  # colours in float32
-            local = augment(x.repeat(self.n_local, 1, 1, 1), u, self.local)  # all local crops in one go
+            local = augment(x.repeat(self.n_local, 1, 1, 1), u.flatten(0, 1), self.local)  # all local crops in one go
         return views + local.split(len(x))
 
 # %% ../../nbs/5_data/crops.ipynb #b4d16cb6

@@ -360,10 +360,14 @@ class TwoViews:
         self,
         x: Tensor,  # Images (n, 3, H, W), uint8
         generator: torch.Generator,  # On x's device, or on the CPU
+        first: int = 0,  # Place of x[0] in the batch that is drawn for
+        total: int | None = None,  # Images in that batch; None: x is the batch
     ) -> tuple[Tensor, Tensor]:  # Two of (n, 3, size, size)
-        "Two views of `x`, each with its own draws."
+        "Two views of `x`, each image with the draws of its place in the batch."
         ok = x.ndim == 4 and x.shape[1] == 3 and x.dtype == torch.uint8
         expect(ok, "images as a uint8 tensor (n, 3, H, W)", f"{x.dtype} {tuple(x.shape)}")
-        u1, u2 = draw(len(x), generator, x.device), draw(len(x), generator, x.device)
+        total = len(x) if total is None else total
+        expect(0 <= first <= total - len(x), f"{len(x)} images within the batch's {total}", f"from {first} on")
+        u1, u2 = (draw(total, generator, x.device)[first:][: len(x)] for _ in range(2))
         with torch.autocast(x.device.type, enabled=False):  # colours in float32
             return augment(x, u1, self.augmentation), augment(x, u2, self.augmentation2 or self.augmentation)

@@ -1,6 +1,8 @@
 """Alignment, uniformity, Wasserstein uniformity, moments, spectra, clusters, and the diagnosis that reads them."""
 
-from wssl.metrics.alignment_uniformity import Alignment, Uniformity, alignment, uniformity
+from typing import TYPE_CHECKING
+
+from wssl.metrics.alignment_uniformity import alignment, uniformity
 from wssl.metrics.clustering import (
     ClusterScores,
     cluster_scores,
@@ -13,7 +15,6 @@ from wssl.metrics.diagnosis import Diagnosis, diagnose, follow
 from wssl.metrics.lidar import discriminant_spectrum, lidar
 from wssl.metrics.moments import Moments
 from wssl.metrics.spectrum import (
-    RankMe,
     alpha_req,
     embedding_std,
     participation_ratio,
@@ -22,7 +23,6 @@ from wssl.metrics.spectrum import (
     stable_rank,
 )
 from wssl.metrics.wasserstein import (
-    WassersteinUniformity,
     live_fraction,
     null_law,
     uniformity_floor,
@@ -30,3 +30,15 @@ from wssl.metrics.wasserstein import (
     wasserstein_uniformity,
 )
 from wssl.theory.gaussians import bhattacharyya, gaussian_kl, gaussian_w2
+
+if TYPE_CHECKING:
+    from wssl.metrics.stateful import Alignment, RankMe, Uniformity, WassersteinUniformity
+
+
+def __getattr__(name):
+    "The torchmetrics classes, when first asked for: torchmetrics takes seconds to import, and no loss needs it."
+    if name in ("Alignment", "RankMe", "Uniformity", "WassersteinUniformity"):
+        from wssl.metrics import stateful
+
+        return getattr(stateful, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -369,12 +369,12 @@ def batches_of_views(
 ):  # Iterator of (views, indices of their images), this process's part of each batch
     "The views of one epoch, in an order and with draws that are functions of (seed, epoch, step)."
     order = torch.randperm(len(images), generator=generator(config.seed, "order", epoch)).to(images.y.device)
-    plan = order[: len(images) // config.batch * config.batch].split(config.batch)
-    world, views = world_size(WORLD), views_of(config, max(epoch, 0) / config.epochs)
-    mine = slice(rank(WORLD) * config.batch // world, (rank(WORLD) + 1) * config.batch // world)
+    share = config.batch // world_size(WORLD)
+    first, views = rank(WORLD) * share, views_of(config, max(epoch, 0) / config.epochs)
+    plan = [rows[first:][:share] for rows in order.split(config.batch) if len(rows) == config.batch]
     for step, x in enumerate(images.batches(plan)):
         draw = generator(config.seed, "views", epoch, step, device=x.device)
-        yield tuple(view[mine] for view in views(x, draw)), plan[step][mine]
+        yield views(x, draw, first, config.batch), plan[step]
 
 # %% ../../nbs/9_training/loop.ipynb #156b2c83
 def train_epoch(
