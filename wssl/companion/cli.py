@@ -465,6 +465,7 @@ def embeddings_of(
         "a file of embeddings, or a folder of images with --checkpoint or --model",
         f"{path!r} with {'both' if options.model else 'neither'}",
     )
+    images_below(path, options.size or 224)  # whether there are any, before a model is fetched
     if options.model:
         network, augmentation = backbone(options.model, options.weights, options.size or 224)
     else:

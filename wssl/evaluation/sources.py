@@ -8,6 +8,7 @@ __all__ = ['READERS', 'read_array', 'load_embeddings', 'load_labels']
 # %% ../../nbs/8_evaluation/sources.ipynb #57e9becc
 import pickle
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -35,12 +36,14 @@ def _npz(path, key=None):
 
 # %% ../../nbs/8_evaluation/sources.ipynb #e7e8e2a9
 def _torch(path, key=None):
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError as error:
-        if "mmap" not in str(error):  # files of an old format cannot be mapped
-            raise
-        return torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # about what is refused a line later
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):  # files of an old format cannot be mapped
+                raise
+            return torch.load(path, map_location="cpu", weights_only=True)
 
 # %% ../../nbs/8_evaluation/sources.ipynb #cd1ca32e
 def _safetensors(path, key=None):

@@ -21,7 +21,7 @@ from ..core.rows import normalize_rows, widen
 from .clustering import silhouettes
 from .pairs import SAMPLE, read_pairs, sample_rows
 from .pictures import draw_all, page, png, table_html
-from .resampling import READ, interval, read_rows, resample
+from .resampling import READ, interval, one_thread, read_rows, resample
 from .spectrum import alpha_req, participation_ratio, rankme, stable_rank
 from .verdict import Facts, alive_dimensions, judge, spectrum_shape
 from .wasserstein import _correction, live_fraction, null_law, uniformity_floor, wasserstein_uniformity
@@ -401,17 +401,8 @@ def _judged(reading, whole, different, pairs, errors, share, std):
     return replace(found, sentence=found.sentence + words)
 
 # %% ../../nbs/2_metrics/diagnosis.ipynb #b16a1e8b
-def diagnose(
-    z,  # Embeddings, shape (n, m), at least 2 rows; memory-mapped ones are read in chunks
-    z2=None,  # Embeddings of a second view of the same samples, shape (n, m): adds the alignment
-    labels=None,  # Class of each row, shape (n,), integers: adds what lies within and between classes
-    progress=None,  # Called with the number of rows read so far
-) -> Diagnosis:  # Verdict, numbers with references and intervals, figure
-    "Has `z` collapsed, how much, and are there rows enough to tell? Raises `InputError` where `z` is no finite matrix of two rows or more."
-    z = as_embeddings(z, min_rows=2).detach()
-    labels = None if labels is None else as_labels(labels, len(z))
-    aligned = {} if z2 is None else {"alignment": _second_view(z, z2)}
-    reading = read_rows(z, progress)
+def _report(z, reading, labels, aligned):
+    "`Diagnosis` from one reading; `aligned` are numbers of a second view."
     different, whole, together = reading.effective_rows(), reading.whole(), reading.together()
     pairs = read_pairs(z[sample_rows(len(z)).to(z.device)])
     errors = resample(reading, _statistics, different) if different >= 32 and whole[0][0] > 0 else {}
@@ -428,6 +419,21 @@ def diagnose(
     notes, growth = tuple(_notes(reading, different, pairs, errors)), _growth(z, now["W2"], different)
     shown = (whole[0].cpu(), std, pairs.cosines, *_plane(z, labels), growth, classes, between)
     return Diagnosis(verdict.status, verdict.sentence, values, notes, *shown)
+
+# %% ../../nbs/2_metrics/diagnosis.ipynb #d197736d
+def diagnose(
+    z,  # Embeddings, shape (n, m), at least 2 rows; memory-mapped ones are read in chunks
+    z2=None,  # Embeddings of a second view of the same samples, shape (n, m): adds the alignment
+    labels=None,  # Class of each row, shape (n,), integers: adds what lies within and between classes
+    progress=None,  # Called with the number of rows read so far
+) -> Diagnosis:  # Verdict, numbers with references and intervals, figure
+    "Has `z` collapsed, how much, and are there rows enough to tell? Raises `InputError` where `z` is no finite matrix of two rows or more."
+    z = as_embeddings(z, min_rows=2).detach()
+    labels = None if labels is None else as_labels(labels, len(z))
+    aligned = {} if z2 is None else {"alignment": _second_view(z, z2)}
+    reading = read_rows(z, progress)
+    with one_thread():
+        return _report(z, reading, labels, aligned)
 
 # %% ../../nbs/2_metrics/diagnosis.ipynb #94e4d35a
 def history_words(
