@@ -87,6 +87,9 @@ def draw_growth(
         n, [line["floor"] for line in d.growth], color="black", linestyle="--", linewidth=1, label="uniform points"
     )
     ax.semilogx(n, [line["live"] for line in d.growth], color=color("rankme"), marker=".", label="live fraction")
+    ticks = n[:: max(1, len(n) // 3)]
+    ax.minorticks_off()
+    ax.set_xticks(ticks, [f"{x:,}" for x in ticks])
     ax.set(xlabel="rows $n$", ylabel=r"$\mathcal{W}_2$, share", title="Through fewer rows", ylim=(0, 1.5))
     ax.legend(fontsize=8)
 
@@ -139,6 +142,9 @@ def draw_between(
     picture = ax.imshow(d.between, vmin=-1, vmax=1, cmap="RdBu_r")
     ax.figure.colorbar(picture, ax=ax, shrink=0.8)
     ax.grid(False)
+    ticks = range(0, len(d.between), -(-len(d.between) // 10))
+    ax.set_xticks(ticks)
+    ax.set_yticks(ticks)
     ax.set(xlabel="class", ylabel="class", title="Cosine of class means")
 
 # %% ../../nbs/2_metrics/pictures.ipynb #602443e5
