@@ -6,7 +6,8 @@
 __all__ = ['PROTOCOLS', 'COMMANDS', 'Parser', 'check_target', 'value_type', 'shown_default', 'comment_beside', 'add_fields',
            'add_train', 'train_config', 'from_preset', 'run_train', 'add_evaluate', 'accuracies', 'crop_flip_like',
            'conditions', 'run_evaluate', 'print_accuracies', 'print_values', 'write_json', 'add_diagnose',
-           'run_diagnose', 'add_companion', 'run_companion', 'add_table', 'run_table', 'build_parser', 'main']
+           'embeddings_of', 'network_of_run', 'check_outputs', 'stage_names', 'run_diagnose', 'passed', 'add_companion',
+           'run_companion', 'add_table', 'run_table', 'build_parser', 'main']
 
 # %% ../../nbs/companion/cli.ipynb #79ca67c2
 import argparse
@@ -423,49 +424,161 @@ def write_json(
 # %% ../../nbs/companion/cli.ipynb #41c18138
 def add_diagnose(parser, words=()):
     "The options of `wssl diagnose`."
-    parser.add_argument("file", metavar="FILE", help="embeddings, one a row: .npy, .npz, .pt, .pth or .safetensors")
-    parser.add_argument("--key", metavar="NAME", help="name of the array, where FILE holds several")
-    parser.add_argument(
-        "--second", metavar="FILE2", help="embeddings of the second view, row for row: adds the alignment"
+    add = parser.add_argument
+    formats = ".npy, .npz, .pt, .pth, .safetensors, .parquet, .csv, .tsv"
+    add(
+        "file",
+        metavar="FILE",
+        nargs="+",
+        help=f"embeddings, one a row ({formats}), or a folder of images with --checkpoint or --model; several files are stages in time",
     )
-    parser.add_argument("--labels", metavar="FILE", help="class of each row: adds the cluster scores")
-    parser.add_argument("--json", metavar="OUT", help="also write the numbers to this file")
-    parser.add_argument("--html", metavar="OUT", help="also write a page with the figure to this file")
-    parser.add_argument(
-        "--min-live",
-        type=float,
-        metavar="SHARE",
-        help="exit with 1 where less than this share of the dimensions is alive, 0 to 1 (default: never)",
+    add(
+        "--key",
+        metavar="NAME",
+        help="name of the array, where FILE holds several; of a table's columns, or how it starts",
     )
+    add("--checkpoint", metavar="RUN", help="images go through the newest checkpoint of this run of `wssl train`")
+    add(
+        "--layer",
+        default="z",
+        choices=("z", "h"),
+        help="of a checkpoint: z the projector's output, h the encoder's (default: z)",
+    )
+    add(
+        "--model",
+        metavar="NAME",
+        help="images go through this model of torchvision or timm, like resnet18, without its last layer",
+    )
+    add(
+        "--weights",
+        default="default",
+        metavar="FILE",
+        help="of --model: a file, random, or default: the published ones where they can be fetched (default: default)",
+    )
+    add("--size", type=int, metavar="PIXELS", help="side of the images (default: the run's, or 224)")
+    add("--second", metavar="FILE2", help="embeddings of the second view, row for row: adds the alignment")
+    add("--labels", metavar="FILE", help="class of each row: adds what lies within and between classes")
+    add("--labels-key", metavar="NAME", help="name of the array or column of --labels")
+    add("--html", metavar="OUT", help="also write a page with the figure to this .html file")
+    add("--json", metavar="OUT", help="also write the numbers to this .json file")
+    add("--png", metavar="OUT", help="also write the figure to this .png file")
+    text = "exit with 1 where less than this share of the dimensions is alive, 0 to 1, or where that cannot be said (default: never)"
+    add("--fail-below", "--min-live", dest="fail_below", type=float, metavar="SHARE", help=text)
 
 # %% ../../nbs/companion/cli.ipynb #c0090214
+def embeddings_of(
+    options,  # What the parser returned
+    path,  # One of its files
+):  # (embeddings, labels or None)
+    "Embeddings from a file, or of a folder of images."
+    from wssl.evaluation.backbones import backbone, embed, images_below
+    from wssl.evaluation.sources import load_embeddings
+
+    if not Path(path).is_dir():
+        expect(not (options.checkpoint or options.model), "a folder of images for --checkpoint or --model", repr(path))
+        return load_embeddings(path, options.key), None
+    one = (options.checkpoint is None) != (options.model is None)
+    expect(
+        one,
+        "a file of embeddings, or a folder of images with --checkpoint or --model",
+        f"{path!r} with {'both' if options.model else 'neither'}",
+    )
+    images_below(path, options.size or 224)  # whether there are any, before a model is fetched
+    if options.model:
+        network, augmentation = backbone(options.model, options.weights, options.size or 224)
+    else:
+        network, augmentation = network_of_run(options.checkpoint, options.layer, options.size)
+    images = images_below(path, augmentation.size)
+    labels = images.y if len(images.classes) > 1 and bool((images.y >= 0).all()) else None
+    return embed(network, images, augmentation), labels
+
+
+def network_of_run(
+    path,  # Directory of a run
+    layer: str,  # "z" or "h"
+    size: int | None,  # Pixels a side; None: the run's
+):  # (module, augmentation whose size, mean and standard deviation count)
+    "The encoder of a run's newest checkpoint, with its projector for z."
+    from dataclasses import replace
+
+    from torch import nn
+
+    from wssl.training.config import augmentation_of
+    from wssl.training.loop import Run
+
+    run = Run.read(Path(path).resolve())
+    encoder, projector = run.load().evaluated
+    plain = augmentation_of(run.config)
+    return (encoder if layer == "h" else nn.Sequential(encoder, projector)), replace(plain, size=size or plain.size)
+
+# %% ../../nbs/companion/cli.ipynb #554c0442
+def check_outputs(
+    options,  # What the parser returned
+) -> list[str]:  # Files to write
+    "Whether the outputs can be written, before the work begins. Raises `InputError` for one that cannot."
+    import os
+
+    outputs = {".html": options.html, ".json": options.json, ".png": options.png}
+    for ending, out in ((ending, out) for ending, out in outputs.items() if out):
+        expect(out.lower().endswith(ending), f"a file ending in {ending}", repr(out))
+        above = next(at for at in Path(out).absolute().parents if at.exists())
+        expect(
+            not Path(out).is_dir() and above.is_dir() and os.access(above, os.W_OK),
+            f"a place to write {ending[1:]}",
+            repr(out),
+        )
+    if options.fail_below is not None:
+        expect(0 <= options.fail_below <= 1, "a share from 0 to 1 for --fail-below", options.fail_below)
+    return [out for out in outputs.values() if out]
+
+
+def stage_names(
+    paths,  # Files, in order of time
+) -> list[str]:  # As short as they can be and still differ
+    "How the stages are called."
+    stems = [Path(path).stem for path in paths]
+    return stems if len(set(stems)) == len(stems) else list(map(str, paths))
+
+# %% ../../nbs/companion/cli.ipynb #2b3b2f12
 def run_diagnose(
     options,  # What the parser returned
-) -> int:  # 0, or 1 below --min-live
+) -> int:  # 0, or 1 below --fail-below
     "What the embeddings of a file have become."
+    from wssl.data.images import progress_line
     from wssl.evaluation.sources import load_embeddings, load_labels
+    from wssl.metrics.diagnosis import diagnose, follow
 
-    z = load_embeddings(options.file, options.key)
-    second = load_embeddings(options.second, options.key) if options.second else None
-    labels = load_labels(options.labels) if options.labels else None
-    from wssl.metrics.diagnosis import diagnose
-
-    found = diagnose(z, second, labels)
-    print(found)
-    if options.json:
-        write_json(options.json, found.to_dict())
-    if options.html:
-        from wssl.core.paths import write_atomically
-
-        print(f"Written: {write_atomically(options.html, found.to_html())}")
-    live = found.to_dict()["values"]["live fraction"]
-    if options.min_live is not None and (live is None or live < options.min_live):
-        print(
-            f"failed: {'too few rows to tell the share of live dimensions' if live is None else f'{live:.3f} of the dimensions alive'}, expected at least {options.min_live}",
-            file=sys.stderr,
+    outputs, many = check_outputs(options), len(options.file) > 1
+    expect(not (many and options.second), "one file beside --second", f"{len(options.file)} files")
+    labels = load_labels(options.labels, options.labels_key) if options.labels else None
+    progress = progress_line("reading", "rows")
+    if many:
+        stages = (
+            (name, embeddings_of(options, path)[0])
+            for name, path in zip(stage_names(options.file), options.file, strict=True)
         )
-        return 1
-    return 0
+        found = follow(stages, labels, progress)
+    else:
+        z, own = embeddings_of(options, options.file[0])
+        second = load_embeddings(options.second, options.key) if options.second else None
+        found = diagnose(z, second, own if labels is None else labels, progress)
+    written = [found.save(out) for out in outputs]
+    print(found)
+    for path in written:
+        print(f"Written: {path}")
+    return passed(found.to_dict()["values"]["live fraction"], options.fail_below)
+
+
+def passed(
+    live,  # Share of dimensions alive, or None where it cannot be said
+    least,  # Smallest share that passes, or None
+) -> int:  # 0 or 1
+    "Whether enough dimensions are alive; says why not."
+    if least is None or (live is not None and live >= least):
+        return 0
+    why = "too few rows to tell the share of live dimensions" if live is None else f"{live:.3f} of the dimensions alive"
+    print(f"failed: {why}, expected at least {least}", file=sys.stderr)
+    return 1
 
 # %% ../../nbs/companion/cli.ipynb #dfd92237
 def add_companion(parser, words=()):
