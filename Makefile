@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 .DEFAULT_GOAL := help
-.PHONY: help companion test bench lab export clean-notebooks outputs readme lint
+.PHONY: help companion test bench lab export outputs readme docs lint types
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 20
@@ -26,8 +26,8 @@ test: $(INSTALLED)  ## the whole test suite
 bench: $(INSTALLED)  ## timings as ratios within one run (minutes)
 	@$(BIN)/python -m tests.bench
 
-lab: $(INSTALLED)  ## JupyterLab on nbs/
-	@$(BIN)/jupyter lab nbs
+lab: $(INSTALLED)  ## JupyterLab, opened at nbs/index.ipynb
+	@$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb
 
 export: $(INSTALLED)  ## write wssl/*.py from the notebooks, clean them
 	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean
@@ -38,5 +38,11 @@ outputs: $(INSTALLED)  ## re-execute (quick) and store the outputs in the notebo
 readme: $(INSTALLED)  ## README.md from nbs/index.ipynb
 	@$(BIN)/wssl companion --readme
 
+docs: $(INSTALLED)  ## the documentation site, offline, from the committed outputs -> _docs/html/index.html
+	@$(BIN)/python -c "from wssl.companion.site import main; main()"
+
 lint: $(INSTALLED)  ## ruff over notebooks, tests and package
 	@$(BIN)/ruff format nbs tests && $(BIN)/ruff check nbs tests
+
+types: $(INSTALLED)  ## pyright: callers in full, annotations inside the package
+	@$(BIN)/pyright

@@ -9,7 +9,8 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini")
 cfg = config["DEFAULT"]
-notebook = cfg["notebook_requirements"].split()
+extras = {key.removesuffix("_requirements"): cfg[key].split() for key in cfg if key.endswith("_requirements")}
+extras["dev"] = sorted({text for texts in extras.values() for text in texts})
 
 setup(
     name=cfg["lib_name"],
@@ -26,10 +27,6 @@ setup(
     package_data={"wssl": ["py.typed"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={
-        "notebook": notebook,
-        "dev": notebook + cfg["dev_requirements"].split(),
-        "vit": cfg["vit_requirements"].split(),
-    },
+    extras_require=extras,
     entry_points={"console_scripts": cfg["console_scripts"].split()},
 )

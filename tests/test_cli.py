@@ -116,6 +116,10 @@ def test_train_of_bad_options(capsys, tmp_path, words, says):
         ["table", "--project", "nowhere"],
         ["companion", "--only", "no_such_chapter"],
         ["companion", "--workers", "0"],
+        ["companion", "--timeout", "0", "--project", str(ROOT)],
+        ["companion", "--out", str(ROOT / "README.md"), "--project", str(ROOT), "--only", "core/paths"],
+        ["evaluate"],
+        ["table", "extra"],
         ["paint"],
         [],
     ],
@@ -123,6 +127,11 @@ def test_train_of_bad_options(capsys, tmp_path, words, says):
 def test_other_commands(capsys, tmp_path, monkeypatch, words):
     monkeypatch.chdir(tmp_path)
     one_sentence(capsys, *words)
+
+
+def test_the_sentence_names_the_command_that_can_help(capsys):
+    assert "`wssl train --help`" in one_sentence(capsys, "train", "--epoch", "3")
+    assert "expected RUN_DIR (see `wssl evaluate --help`); received none" in one_sentence(capsys, "evaluate")
 
 
 def test_an_error_of_ours_is_not_hidden(monkeypatch):

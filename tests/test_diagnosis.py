@@ -86,7 +86,10 @@ def test_references_stand_beside_the_numbers():
     assert found.values["std"][1] == pytest.approx(32**-0.5)
     assert abs(found.values["z-score"][0]) < 4
     assert found.values["W2 corrected"][0] < 0.4 * found.values["W2"][0]
-    assert list(found.table.columns) == ["value", "reference", "meaning"] and "RankMe" in found.table.index
+    assert (
+        list(found.table.columns) == ["value", "low", "high", "reference", "range", "meaning"]
+        and "RankMe" in found.table.index
+    )
     assert diagnose(rows(40, 32)).values["W2 corrected"][0] is None
 
 

@@ -87,7 +87,7 @@ def test_one_notebook_is_one_module():
     targets = [target for found in exports().values() for target in found]
     assert len(targets) == len(set(targets))
     for name, found in exports().items():
-        if name.startswith("experiments/") or name == "index.ipynb":
+        if name.startswith(("experiments/", "guides/")) or name == "index.ipynb":
             assert found == [], f"{name} exports"
         else:
             chapter, _, stem = name.removesuffix(".ipynb").rpartition("/")

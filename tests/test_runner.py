@@ -2,6 +2,10 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import nbformat
 import pytest
@@ -222,3 +226,47 @@ def test_every_notebook_of_the_project_is_found():
         if ".ipynb_checkpoints" not in path.parts
     }
     assert set(find_notebooks(ROOT)) == tracked
+
+
+def test_a_run_of_one_keeps_the_others_on_the_index(tmp_path, capsys):
+    names = ("0_core__one", "0_core__two", "1_theory__three")
+    root = make_checkout(tmp_path, **{name: notebook("1") for name in names})
+    assert main(["companion", "--project", str(root), "--workers", "1"]) == 0
+    index = root / "runs/companion/index.html"
+    before = set(re.findall(r'href="(pages/[^"]+)"', index.read_text()))
+    assert len(before) == 3
+    (root / "nbs/1_theory/three.ipynb").unlink()
+    assert main(["companion", "--project", str(root), "--workers", "1", "--only", "one"]) == 0
+    after = set(re.findall(r'href="(pages/[^"]+)"', index.read_text()))
+    assert after == {page for page in before if "three" not in page}
+    assert all((index.parent / page).exists() for page in after)
+    assert "All 1 notebooks ran." in capsys.readouterr().out
+
+
+def test_nothing_is_left_of_a_companion_that_was_killed(tmp_path):
+    "Worker and kernel of a run whose process was ended are gone a few seconds later."
+    source = f"import os, time\nopen({str(tmp_path / 'pids')!r}, 'w').write(f'{{os.getpid()}} {{os.getppid()}}')\ntime.sleep(120)"
+    root = make_checkout(tmp_path / "checkout", **{"1_a__long": notebook(source)})
+    command = [sys.executable, "-m", "wssl", "companion", "--project", str(root), "--workers", "1"]
+    run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "pids").exists() or len((tmp_path / "pids").read_text().split()) < 2:
+        assert run.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    pids = [int(text) for text in (tmp_path / "pids").read_text().split()]
+    assert all(map(alive, pids)) and pids[1] != run.pid
+    run.terminate()
+    assert run.wait(20) == -signal.SIGTERM
+    deadline = time.monotonic() + 20
+    while any(map(alive, pids)):
+        assert time.monotonic() < deadline, f"still there: {[pid for pid in pids if alive(pid)]}"
+        time.sleep(0.2)
+
+
+def alive(pid):
+    "Is there a process of this id that has not ended (a zombie has)?"
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -105,6 +105,7 @@ def beside_published(
     paper = published("w2_table2", root).query("dataset == @dataset")
     runs = measured_runs(root)
     # CIFAR-100 is its own table; every other source stands beside CIFAR-10
+    runs = runs.dropna(subset=list(MEASURED), how="all")  # studies of other things than these metrics
     runs = runs[runs["source"].map(lambda source: str(source).startswith("cifar100")) == (dataset == "cifar100")]
     rows = []
     for _, line in paper.iterrows():

@@ -12,6 +12,7 @@ import math
 import re
 from datetime import date
 from pathlib import Path, PurePath
+from typing import Any
 
 from ..core.checks import InputError, expect
 from ..core.environment import environment
@@ -60,7 +61,7 @@ def source_name(
 # %% ../../nbs/companion/records.ipynb #91386740
 def plain(
     value,  # Anything a notebook measures: numbers, tensors, arrays, dicts and lists of them
-):  # The same in what JSON holds
+) -> Any:  # The same in what JSON holds
     '`value` as plain Python: floats of seven digits, "inf" and "nan" as words, no absolute paths.'
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}

@@ -90,6 +90,7 @@ CHAPTERS = {
     "7_methods": "Methods",
     "8_evaluation": "Evaluation",
     "9_training": "Training",
+    "guides": "Guides",
     "experiments": "Experiments",
     "companion": "Companion",
     "": "Tour",

@@ -6,6 +6,8 @@
 __all__ = ['InputError', 'expect', 'as_embeddings', 'as_views', 'as_labels', 'check_finite']
 
 # %% ../../nbs/0_core/checks.ipynb #0307e43a
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ class InputError(ValueError):
 
 # %% ../../nbs/0_core/checks.ipynb #866dcda3
 def expect(
-    ok: bool,  # The condition that has to hold
+    ok: object,  # What has to be true (or not empty)
     expected: str,  # What the function takes, in words
     received,  # What it was given: shown with `str`
 ):
@@ -24,13 +26,22 @@ def expect(
         raise InputError(f"expected {expected}; received {received}")
 
 # %% ../../nbs/0_core/checks.ipynb #c3c7c778
+def _as_tensor(values):
+    "A tensor over the memory of `values`, read-only or not."
+    if isinstance(values, Tensor):
+        return values
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.as_tensor(values)
+
+# %% ../../nbs/0_core/checks.ipynb #187cdecf
 def as_embeddings(
     z,  # Matrix of shape (n, m), floating point: a tensor or what `torch.as_tensor` takes
     name: str = "embeddings",  # How the message calls it
     min_rows: int = 1,  # Fewest rows that give a meaningful answer
 ) -> Tensor:  # The same values as a tensor
     "`z` as a matrix of embeddings. Raises `InputError` for another shape, type or too few rows."
-    z = z if isinstance(z, Tensor) else torch.as_tensor(z)
+    z = _as_tensor(z)
     expect(z.ndim == 2, f"{name} to be a matrix (n, m)", f"shape {tuple(z.shape)}")
     expect(z.is_floating_point(), f"{name} in floating point", z.dtype)
     expect(
@@ -58,7 +69,7 @@ def as_labels(
     name: str = "labels",  # How the message calls them
 ) -> Tensor:  # int64, shape (n,)
     "`labels` as int64. Raises `InputError` for another length or type."
-    labels = labels if isinstance(labels, Tensor) else torch.as_tensor(labels)
+    labels = _as_tensor(labels)
     whole = not labels.is_floating_point() and not labels.is_complex() and labels.dtype != torch.bool
     expect(whole, f"{name} as integers", labels.dtype)
     expect(labels.shape == (n,), f"{name} of shape ({n},)", f"shape {tuple(labels.shape)}")

@@ -11,6 +11,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -61,9 +62,9 @@ def joined(
 
 # %% ../../nbs/0_core/collectives.ipynb #c2ee25e8
 def from_first(
-    value=None,  # Read on rank 0 only; anything that can be pickled
+    value: Any = None,  # Read on rank 0 only; anything that can be pickled
     group=WORLD,  # None: this process alone; `WORLD`: all processes; or a ProcessGroup
-):  # The value of rank 0, on every process
+) -> Any:  # The value of rank 0, on every process
     "What rank 0 has; the other processes wait for it."
     box = [value]
     if world_size(group) > 1:

@@ -10,9 +10,11 @@ __all__ = ['SHAPES', 'IMAGE_SUFFIXES', 'SPLITS', 'SOURCES', 'Images', 'class_shu
            'load_images', 'show_images']
 
 # %% ../../nbs/5_data/images.ipynb #7452c35c
+import base64
 import errno
 import fcntl
 import hashlib
+import html
 import io
 import json
 import os
@@ -64,6 +66,16 @@ class Images:
         labels = f"{len(self.classes)} classes: {names}" if self.classes else "no classes"
         missing = f"; {unlabelled} unlabelled" if unlabelled and self.classes else ""
         return f"Images({self.source or 'from memory'}: {shape} uint8 on {self.x.device}; {labels}{missing})"
+
+    def _repr_html_(self):
+        from PIL import Image
+
+        words, file = f"<p>{html.escape(repr(self))}</p>", io.BytesIO()
+        if not len(self):
+            return words
+        Image.fromarray(torch.cat(list(self.x[:12].cpu()), 2).permute(1, 2, 0).numpy()).save(file, "PNG")
+        picture = base64.b64encode(file.getvalue()).decode()
+        return f'{words}<img alt="the first images" style="height: 64px" src="data:image/png;base64,{picture}">'
 
     def take(
         self,
@@ -435,7 +447,10 @@ def kept(
                 blocks, about = make()
                 write_decoded(blocks, folder, title, **about)
                 held = open_decoded(folder, size)
-    expect(held, f"to read from {folder} what was just written there", "something else: the disk may be failing")
+    if held is None:
+        raise InputError(
+            f"expected to read from {folder} what was just written there; received something else: the disk may be failing"
+        )
     return held
 
 # %% ../../nbs/5_data/images.ipynb #217911b6
@@ -514,7 +529,10 @@ def find_path(
 ) -> Path:  # Absolute
     "`path` itself, or below `root`. Raises `InputError` if it is in neither place or of another kind."
     found = next((at.resolve() for at in (Path(path).expanduser(), root / path) if path and at.exists()), None)
-    expect(found, f"the path of a {kind} with images", f"{path or 'nothing'}, which does not exist (nor in {root})")
+    if found is None:
+        raise InputError(
+            f"expected the path of a {kind} with images; received {path or 'nothing'}, which does not exist (nor in {root})"
+        )
     expect(
         found.is_dir() == (kind == "folder"),
         f"a {kind} of images",

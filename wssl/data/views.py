@@ -195,8 +195,8 @@ def normalize(
     std: tuple[float, float, float],  # Of each channel
 ) -> Tensor:
     "`x` minus `mean`, divided by `std`."
-    mean, std = (torch.tensor(value, device=x.device).view(3, 1, 1) for value in (mean, std))
-    return (x - mean).div_(std)
+    centre, scale = (torch.tensor(value, device=x.device).view(3, 1, 1) for value in (mean, std))
+    return (x - centre).div_(scale)
 
 # %% ../../nbs/5_data/views.ipynb #fc470015
 @dataclass(frozen=True)
@@ -320,18 +320,20 @@ def augment(
     augmentation: Augmentation,
 ) -> Tensor:  # float32 (n, 3, size, size), normalised
     "One view of every image, each by its own row of `u`."
-    a, u = augmentation, dict(zip(DRAWS, u.split(list(DRAWS.values()), 1), strict=True))
-    box = crop_boxes(u["area"], u["ratio"], u["place"], x.shape[2], x.shape[3], a)
-    x = crop_resize_flip(x.float() / 255, box, u["flip"].squeeze(1) < a.p_flip, a.size, a.interpolation)
+    a, drawn = augmentation, dict(zip(DRAWS, u.split(list(DRAWS.values()), 1), strict=True))
+    box = crop_boxes(drawn["area"], drawn["ratio"], drawn["place"], x.shape[2], x.shape[3], a)
+    x = crop_resize_flip(x.float() / 255, box, drawn["flip"].squeeze(1) < a.p_flip, a.size, a.interpolation)
     if a.p_jitter > 0:
-        x = color_jitter(x, jitter_factors(u["factors"], u["jitter"] < a.p_jitter, a), u["order"].argsort(1), a.hue > 0)
+        x = color_jitter(
+            x, jitter_factors(drawn["factors"], drawn["jitter"] < a.p_jitter, a), drawn["order"].argsort(1), a.hue > 0
+        )
     if a.p_gray > 0:
-        x = grayscale(x, u["gray"].squeeze(1) < a.p_gray)
+        x = grayscale(x, drawn["gray"].squeeze(1) < a.p_gray)
     if a.p_blur > 0:
-        sigma = a.sigma[0] + (a.sigma[1] - a.sigma[0]) * u["sigma"]
-        x = gaussian_blur(x, torch.where(u["blur"] < a.p_blur, sigma, 0.0).squeeze(1), a.blur_kernel)
+        sigma = a.sigma[0] + (a.sigma[1] - a.sigma[0]) * drawn["sigma"]
+        x = gaussian_blur(x, torch.where(drawn["blur"] < a.p_blur, sigma, 0.0).squeeze(1), a.blur_kernel)
     if a.p_solarize > 0:
-        x = solarize(x, u["solarize"].squeeze(1) < a.p_solarize)
+        x = solarize(x, drawn["solarize"].squeeze(1) < a.p_solarize)
     return normalize(x, a.mean, a.std)
 
 # %% ../../nbs/5_data/views.ipynb #ee104f2e

@@ -1,5 +1,6 @@
 """What a representation is worth: features, nearest neighbours, linear probes, few labels, and what they are computed on."""
 
+from wssl.evaluation.backbones import backbone, embed, images_below
 from wssl.evaluation.cluster_study import cluster_study, coarse_labels, projector_layers
 from wssl.evaluation.features import evaluating, extract_features, known_labels, top_k_accuracy
 from wssl.evaluation.knn import knn_accuracy, knn_predict, knn_votes

@@ -26,7 +26,8 @@ def cuts(
     known = isinstance(encoder, SmallResNet) or all(hasattr(encoder, f"layer{k}") for k in (1, 2, 3, 4))
     expect(known, "an encoder with stages (small, resnet18, resnet50)", type(encoder).__name__)
     if not isinstance(encoder, SmallResNet):
-        return {"stem": encoder.maxpool} | {f"stage{k}": getattr(encoder, f"layer{k}") for k in (1, 2, 3)}
+        parts = dict(encoder.named_children())
+        return {"stem": parts["maxpool"]} | {f"stage{k}": parts[f"layer{k}"] for k in (1, 2, 3)}
     widths = [block.conv2.out_channels for block in encoder.stages]
     ends = [block for block, width, after in zip(encoder.stages, widths, widths[1:], strict=False) if after != width]
     return {"stem": encoder.stem} | {f"stage{k + 1}": block for k, block in enumerate(ends)}
@@ -89,7 +90,7 @@ def standardized(
     "Both less the mean and over the standard deviation of the training rows; a feature that is constant there stays one."
     std, mean = torch.std_mean(train.double(), 0, correction=0)
     std = torch.where(std > 1e-6 * mean.abs() + 1e-12, std, 1)
-    return tuple(((h - mean) / std).to(h.dtype) for h in (train, test))
+    return ((train - mean) / std).to(train.dtype), ((test - mean) / std).to(test.dtype)
 
 
 def probe_layers(

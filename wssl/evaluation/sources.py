@@ -6,88 +6,316 @@
 __all__ = ['READERS', 'read_array', 'load_embeddings', 'load_labels']
 
 # %% ../../nbs/8_evaluation/sources.ipynb #57e9becc
+import pickle
+import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.checks import InputError, as_embeddings, as_labels, check_finite, expect
+from ..core.checks import InputError, as_embeddings, as_labels, expect
 
 # %% ../../nbs/8_evaluation/sources.ipynb #bdae9b6b
-def _numpy(path):
+def _numpy(path, key=None):
+    try:
+        return np.load(path, mmap_mode="c", allow_pickle=False)
+    except ValueError as error:
+        if "empty" not in str(error):  # what has no numbers cannot be mapped
+            raise
+        return np.load(path, allow_pickle=False)
+
+# %% ../../nbs/8_evaluation/sources.ipynb #9bc5b130
+def _npz(path, key=None):
     found = np.load(path, allow_pickle=False)
     if isinstance(found, np.ndarray):
         return found
     with found:
-        return {name: found[name] for name in found.files}
-
-# %% ../../nbs/8_evaluation/sources.ipynb #9bc5b130
-def _torch(path):
-    return torch.load(path, map_location="cpu", weights_only=True)
+        return {name: found[name] if key in (None, name) else np.empty(0) for name in found.files}
 
 # %% ../../nbs/8_evaluation/sources.ipynb #e7e8e2a9
-def _safetensors(path):
-    from safetensors.torch import load_file
-
-    return load_file(path)
+def _torch(path, key=None):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # about what is refused a line later
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):  # files of an old format cannot be mapped
+                raise
+            return torch.load(path, map_location="cpu", weights_only=True)
 
 # %% ../../nbs/8_evaluation/sources.ipynb #cd1ca32e
-READERS = {".npy": _numpy, ".npz": _numpy, ".pt": _torch, ".pth": _torch, ".safetensors": _safetensors}
+def _safetensors(path, key=None):
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # mapped
+
+# %% ../../nbs/8_evaluation/sources.ipynb #1a4f3aaf
+def _mapped(batches):
+    "The rows of all batches, shapes (k, m), in a file that vanishes with the last user of its rows."
+    with tempfile.TemporaryFile() as file:
+        n = m = 0
+        for rows in batches:
+            expect(not m or rows.shape[1] == m, f"{m} numbers in every row", f"{rows.shape[1]} in or after row {n + 1}")
+            n, m = n + len(rows), rows.shape[1]
+            file.write(np.ascontiguousarray(rows).data)
+            dtype = rows.dtype
+        if not n * m:
+            return np.empty((n, m), np.float32)
+        file.flush()
+        return np.memmap(file, dtype, "c", shape=(n, m))
+
+
+def _chosen(names, kinds, key, path):
+    "Columns that make up the rows. `kinds` are 'f' for numbers with a point, 'i' for integers, 'l' for lists, else a word."
+    picked = [name for name in names if key is None or name == key] or [name for name in names if name.startswith(key)]
+    picked = [key] if key in names else picked
+    listed = ", ".join(names[:8]) + ", ..." * (len(names) > 8)
+    expect(picked, f"the name of columns in {path.name} ({listed}), or how it starts", repr(key))
+    lists = [name for name in picked if kinds[name] == "l"]
+    if lists:
+        expect(
+            len(lists) == 1,
+            f"one column of lists in {path.name}, or its name",
+            f"{len(lists)} ({', '.join(lists[:8])})",
+        )
+        return lists
+    floats = any(kinds[name] == "f" for name in picked)
+    for name in picked:
+        fine = kinds[name] == "f" or (kinds[name] == "i" and (key is not None or not floats))
+        expect(
+            fine,
+            f"embeddings alone in {path.name}, or how the names of their columns start (--key)",
+            f"{KINDS.get(kinds[name], kinds[name])} in column {name!r}",
+        )
+    return picked
+
+
+KINDS = {"i": "integers", "t": "text"}
+
+# %% ../../nbs/8_evaluation/sources.ipynb #ff7ecdd4
+def _separator(line):
+    return next((mark for mark in "\t;" if mark in line), ",")
+
+
+def _is_number(text):
+    try:
+        return float(text) is not None
+    except ValueError:
+        return False
+
+
+def _csv_batches(path, rows=20_000):
+    "Frames of `rows` rows; a first line that is not all numbers names the columns."
+    import pandas as pd
+
+    with open(path, encoding="utf-8") as file:
+        first = file.readline().rstrip("\r\n")
+    expect(first, f"rows of numbers in {path.name}", "an empty first line")
+    mark = _separator(first)
+    named = not all(_is_number(part) for part in first.split(mark))
+    options = dict(sep=mark, header=0 if named else None, chunksize=rows, skip_blank_lines=False, low_memory=False)
+    with pd.read_csv(path, **options) as frames:
+        for frame in frames:
+            yield frame.rename(columns=str)
+
+# %% ../../nbs/8_evaluation/sources.ipynb #2c6576c9
+def _csv(path, key=None):
+    def batches():
+        done = 0
+        for frame in _csv_batches(path):
+            kinds = {name: {"f": "f", "i": "i", "u": "i"}.get(frame[name].dtype.kind, "t") for name in frame.columns}
+            names = list(frame.columns) if key is None else _chosen(list(frame.columns), kinds, key, path)
+            gaps = frame[names].isna().to_numpy().any(1)
+            expect(
+                not gaps.any(),
+                f"a number in every place of {path.name}",
+                f"a gap or NaN in data row {done + int(gaps.argmax()) + 1}",
+            )
+            done, names = done + len(frame), _chosen(list(frame.columns), kinds, key, path)
+            whole = all(kinds[name] == "i" for name in names)
+            yield frame[names].to_numpy(np.int64 if whole and key is None else np.float32)
+
+    return _mapped(_one_type(batches(), path))
+
+
+def _one_type(batches, path):
+    "Batches whose type is the first one's."
+    dtype = None
+    for rows in batches:
+        dtype = dtype or rows.dtype
+        expect(
+            dtype.kind == "f" or rows.dtype == dtype,
+            f"numbers of one kind in {path.name}",
+            "integers first, others later",
+        )
+        yield rows.astype(dtype)
+
+# %% ../../nbs/8_evaluation/sources.ipynb #7a3a76d5
+def _parquet(path, key=None):
+    try:
+        import pyarrow.parquet as pq
+        import pyarrow.types as kind
+    except ModuleNotFoundError:
+        raise InputError("expected pyarrow for .parquet (pip install pyarrow); received a Python without it") from None
+
+    def letter(t):
+        if kind.is_list(t) or kind.is_large_list(t) or kind.is_fixed_size_list(t):
+            return "l"
+        return (
+            "f"
+            if kind.is_floating(t)
+            else "i"
+            if kind.is_integer(t)
+            else "t"
+            if kind.is_string(t) or kind.is_large_string(t)
+            else str(t)
+        )
+
+    with pq.ParquetFile(path) as file:
+        kinds = {part.name: letter(part.type) for part in file.schema_arrow}
+        names = _chosen(list(kinds), kinds, key, path)
+        batches = file.iter_batches(20_000, columns=names)
+        return _mapped(_one_type((_arrow_rows(batch, path) for batch in batches), path))
+
+
+def _arrow_rows(batch, path):
+    "A batch of columns, or of one column of lists, as a matrix."
+    gaps = sum(column.null_count for column in batch.columns)
+    if not hasattr(batch.columns[0], "flatten") or "list" not in str(batch.columns[0].type):
+        expect(not gaps, f"a number in every place of {path.name}", f"{gaps} gaps")
+        rows = np.stack([column.to_numpy(zero_copy_only=False) for column in batch.columns], 1)
+        return rows if rows.dtype.kind == "i" else rows.astype(np.float32 if rows.dtype.itemsize <= 4 else np.float64)
+    column = batch.columns[0]
+    flat = column.flatten()
+    sizes = (
+        {len(flat) // len(column)} if "fixed" in str(column.type) else set(np.diff(column.offsets.to_numpy()).tolist())
+    )
+    expect(
+        not gaps and not flat.null_count and len(sizes) == 1,
+        f"lists of one length in {path.name}, without gaps",
+        f"lengths {', '.join(map(str, sorted(sizes)[:4]))}, {gaps + flat.null_count} gaps",
+    )
+    return flat.to_numpy(zero_copy_only=False).reshape(len(column), -1)
+
+# %% ../../nbs/8_evaluation/sources.ipynb #56550ba9
+READERS = {
+    ".npy": _numpy,
+    ".npz": _npz,
+    ".pt": _torch,
+    ".pth": _torch,
+    ".safetensors": _safetensors,
+    ".parquet": _parquet,
+    ".csv": _csv,
+    ".tsv": _csv,
+}
 
 # %% ../../nbs/8_evaluation/sources.ipynb #56abe512
-def read_array(
-    path,  # .npy, .npz, .pt, .pth or .safetensors
-    key: str | None = None,  # Name of the array, where the file holds several
-) -> Tensor:  # As stored
-    "The array that a file holds. Raises `InputError` where there is none, or more than one without a `key`."
-    path = Path(path)
-    expect(path.suffix.lower() in READERS, f"a file of embeddings ({', '.join(READERS)})", f"{str(path)!r}")
-    expect(
-        path.is_file(),
-        "a file of embeddings",
-        f"{str(path)!r}, which {'is a folder' if path.is_dir() else 'does not exist'}",
-    )
+def _reason(error, path):
+    "Why a reader failed, in a few words."
+    text = str(error)
+    if isinstance(error, pickle.UnpicklingError) or "pickle" in text.lower() or "Python objects" in text:
+        return "objects that may run code when they are opened, or a torn file"
+    if "Expected" in text and "fields" in text:
+        return f"rows of different lengths ({' '.join(text.split()).split('C error: ')[-1]})"
+    return f"what its reader cannot make sense of ({type(error).__name__})"
+
+
+def _opened(path, key):
+    ending = path.suffix.lower()
+    expect(ending in READERS, f"a file of embeddings ({', '.join(READERS)})", f"{str(path)!r}")
+    state = "is a folder" if path.is_dir() else "does not exist"
+    expect(path.is_file(), "a file of embeddings", f"{str(path)!r}, which {state}")
+    expect(path.stat().st_size, f"an array in {path.name}", "an empty file")
     try:
-        found = READERS[path.suffix.lower()](path)
+        return READERS[ending](path, key)
+    except InputError:
+        raise
     except Exception as error:  # each format has its own zoo of exceptions for a file it cannot read
-        raise InputError(
-            f"expected arrays alone in {path.name}; received a file that {READERS[path.suffix.lower()].__name__[1:]} cannot read so ({type(error).__name__})"
-        ) from error
-    if isinstance(found, dict):
-        arrays = {name: value for name, value in found.items() if isinstance(value, Tensor | np.ndarray)}
-        expect(
-            key is not None or len(arrays) == 1,
-            f"one array in {path.name}, or the name of one of them",
-            f"{len(arrays)} ({', '.join(map(str, list(arrays)[:8]))})",
-        )
-        expect(
-            key is None or key in arrays,
-            f"the name of an array in {path.name} ({', '.join(map(str, list(arrays)[:8]))})",
-            repr(key),
-        )
-        found = arrays[key] if key is not None else next(iter(arrays.values()))
-    expect(isinstance(found, Tensor | np.ndarray), f"an array in {path.name}", type(found).__name__)
-    if isinstance(found, np.ndarray):
-        expect(found.dtype.kind in "fiub", f"numbers in {path.name}", f"type {found.dtype}")
-        found = torch.from_numpy(np.ascontiguousarray(found, dtype=found.dtype.newbyteorder("=")))
-    return found.detach()
+        raise InputError(f"expected arrays of numbers alone in {path.name}; received {_reason(error, path)}") from error
+
+
+def _picked(found, key, path):
+    "The one array, or the one called `key`."
+    arrays = {name: value for name, value in found.items() if isinstance(value, Tensor | np.ndarray)}
+    names = ", ".join(map(str, list(arrays)[:8]))
+    expect(
+        key is not None or len(arrays) == 1,
+        f"one array in {path.name}, or the name of one of them (--key)",
+        f"{len(arrays)} ({names})",
+    )
+    expect(key is None or key in arrays, f"the name of an array in {path.name} ({names})", repr(key))
+    return arrays[key] if key is not None else next(iter(arrays.values()))
 
 # %% ../../nbs/8_evaluation/sources.ipynb #2bce13b8
+def read_array(
+    path,  # .npy, .npz, .pt, .pth, .safetensors, .parquet, .csv or .tsv
+    key: str | None = None,  # Name of the array, where the file holds several; of columns of a table, or how it starts
+) -> Tensor:  # As stored; mapped where the format allows it
+    "The array that a file holds. Raises `InputError` where there is none, or more than one without a `key`."
+    path = Path(path)
+    found = _opened(path, key)
+    found = _picked(found, key, path) if isinstance(found, dict) else found
+    expect(isinstance(found, Tensor | np.ndarray), f"an array in {path.name}", type(found).__name__)
+    if isinstance(found, np.ndarray):
+        expect(
+            found.dtype.kind in "fiub" and found.dtype.itemsize <= 8,
+            f"numbers of at most 64 bits in {path.name}",
+            f"type {found.dtype}",
+        )
+        found = found if found.dtype.isnative else found.astype(found.dtype.newbyteorder("="))
+        return torch.from_numpy(found if all(step >= 0 for step in found.strides) else found.copy())
+    expect(
+        found.layout == torch.strided and not found.is_quantized,
+        f"a dense array in {path.name}",
+        f"{found.layout}, {found.dtype}",
+    )
+    return found.detach()
+
+# %% ../../nbs/8_evaluation/sources.ipynb #28bb20e0
+def _check_rows(z, name):
+    "`check_finite`, a few rows at a time."
+    bad = 0
+    for chunk in z.split(65536):
+        if not torch.isfinite(chunk.sum(dtype=torch.float64)):
+            bad += int((~torch.isfinite(chunk)).sum())
+    expect(not bad, f"finite {name}", f"{bad} NaN or infinite value{'s'[: bad > 1]} of {z.numel()}")
+    return z
+
+# %% ../../nbs/8_evaluation/sources.ipynb #23ba7b46
 def load_embeddings(
-    path,  # .npy, .npz, .pt, .pth or .safetensors
-    key: str | None = None,  # Name of the array, where the file holds several
+    path,  # .npy, .npz, .pt, .pth, .safetensors, .parquet, .csv or .tsv
+    key: str | None = None,  # Name of the array, where the file holds several; of columns of a table, or how it starts
 ) -> Tensor:  # Shape (n, m), floating point as stored, finite
     "Embeddings from a file. Raises `InputError` with one sentence for anything else."
     name = f"embeddings in {Path(path).name}"
-    z = as_embeddings(read_array(path, key), name)
-    return check_finite(z, name, always=True)
+    return _check_rows(as_embeddings(read_array(path, key), name), name)
 
 # %% ../../nbs/8_evaluation/sources.ipynb #f348b6c3
+def _words(path, key):
+    "Column `key` of a table as text, or None where the file is no table or the column is of numbers."
+    if path.suffix.lower() in (".csv", ".tsv") and path.is_file() and path.stat().st_size:
+        frames = [
+            frame[[key or frame.columns[0]]] for frame in _csv_batches(path) if (key or frame.columns[0]) in frame
+        ]
+        values = np.concatenate([frame.iloc[:, 0].to_numpy() for frame in frames]) if frames else np.empty(0)
+        return values if values.dtype == object else None
+    return None
+
+# %% ../../nbs/8_evaluation/sources.ipynb #c3addd1e
 def load_labels(
-    path,  # .npy, .npz, .pt, .pth or .safetensors
-    key: str | None = None,  # Name of the array, where the file holds several
+    path,  # .npy, .npz, .pt, .pth, .safetensors, .parquet, .csv or .tsv
+    key: str | None = None,  # Name of the array, where the file holds several, or of the column of a table
 ) -> Tensor:  # int64, shape (n,)
     "Class labels from a file. Raises `InputError` with one sentence for anything else."
+    path = Path(path)
+    words = _words(path, key)
+    if words is not None:
+        return torch.from_numpy(np.unique(words.astype(str), return_inverse=True)[1]).long()
     found = read_array(path, key)
-    return as_labels(found, found.shape[0] if found.ndim else 0, f"labels in {Path(path).name}")
+    if path.suffix.lower() in (".csv", ".tsv", ".parquet") and found.ndim == 2 and found.shape[1] == 1:
+        found = found[:, 0]
+        found = found.long() if found.is_floating_point() and bool((found == found.round()).all()) else found
+    return as_labels(found, found.shape[0] if found.ndim else 0, f"labels in {path.name}")

@@ -199,4 +199,4 @@ def visreg_loss(
     if shape:
         with torch.autocast(z.device.type, enabled=False):
             terms.append(shape * _sliced((z - mean) / std.detach(), slices, 0, generator, group))
-    return sum(terms)
+    return torch.stack(terms).sum()

@@ -108,4 +108,4 @@ def local_vicreg(
         + _matched(maps2, maps1, table.mT, matches, group, weights)
         for table in tables
     ]
-    return sum(both) / 2
+    return torch.stack(both).sum() / 2

@@ -75,8 +75,8 @@ def vicreg_variance(
     group=None,  # None: this process alone; `WORLD`: all processes; or a ProcessGroup
 ) -> Tensor:  # Scalar in [0, 0.99]; 0.99 at collapse
     "Hinge on the standard deviation of each coordinate, the mean of both views (the official code of Bardes et al. 2022)."
-    views = as_views(z1, z2)
-    return sum((1 - (_variances(z, group) + 1e-4).sqrt()).relu().mean() for z in views) / 2
+    first, second = ((1 - (_variances(z, group) + 1e-4).sqrt()).relu().mean() for z in as_views(z1, z2))
+    return (first + second) / 2
 
 # %% ../../nbs/4_losses/redundancy.ipynb #ff8510a1
 def vicreg_covariance(
@@ -85,7 +85,8 @@ def vicreg_covariance(
     group=None,  # None: this process alone; `WORLD`: all processes; or a ProcessGroup
 ) -> Tensor:  # Scalar, at least 0
     "Squared covariances of different coordinates, their sum over both views divided by m (Bardes et al. 2022, Eq. 4)."
-    return sum(_redundancy(z, group) for z in as_views(z1, z2))
+    z1, z2 = as_views(z1, z2)
+    return _redundancy(z1, group) + _redundancy(z2, group)
 
 
 def _redundancy(z, group):
@@ -107,7 +108,7 @@ def vicreg_terms(
     group=None,  # None: this process alone; `WORLD`: all processes; or a ProcessGroup
 ) -> tuple[Tensor, Tensor, Tensor]:  # Invariance, variance, covariance, without weights
     "The three terms of VICReg as the official code has them (Bardes et al. 2022). Raises `InputError` for fewer than two rows."
-    return tuple(term(z1, z2, group) for term in (vicreg_invariance, vicreg_variance, vicreg_covariance))
+    return vicreg_invariance(z1, z2, group), vicreg_variance(z1, z2, group), vicreg_covariance(z1, z2, group)
 
 # %% ../../nbs/4_losses/redundancy.ipynb #3c7730dd
 def vicreg_loss(
@@ -121,7 +122,7 @@ def vicreg_loss(
     "Weighted sum of the `vicreg_terms` (Bardes et al. 2022, Eq. 6). Raises `InputError` for a negative weight, three weights of 0 or fewer than two rows."
     terms = {vicreg_invariance: invariance, vicreg_variance: variance, vicreg_covariance: covariance}
     expect(min(terms.values()) >= 0 < max(terms.values()), "weights of at least 0, not all 0", tuple(terms.values()))
-    return sum(weight * term(z1, z2, group) for term, weight in terms.items() if weight)
+    return torch.stack([weight * term(z1, z2, group) for term, weight in terms.items() if weight]).sum()
 
 # %% ../../nbs/4_losses/redundancy.ipynb #1f928b98
 @torch.no_grad()

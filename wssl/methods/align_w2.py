@@ -49,7 +49,7 @@ class AlignW2Method(Method):
         clouds = (z1, z2) if self.options.per_view else (torch.cat((z1, z2)),)
         squared, corrected = self.options.squared, self.options.corrected
         values = [wasserstein_uniformity(z, squared=squared, corrected=corrected, group=WORLD) for z in clouds]
-        return sum(values) / len(values)
+        return torch.stack(values).mean()
 
     def forward(self, views) -> Output:
         h, z = self.embed(views)

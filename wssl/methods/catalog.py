@@ -61,10 +61,36 @@ METHODS = {
     "relative": RelativePosition,
     "colorization": Colorization,
 }
-MethodOptions = AlignW2 | SimCLR | BYOL | MoCoV2 | BarlowTwins | ZeroCL | SimSiam | NNCLR | AlignUniform
-MethodOptions |= SwAV | DINO | ExCB | ReSA | VICReg | LeJEPA | VISReg | AlignSliced | MoCoV3 | DirectCLR
-MethodOptions |= VICRegL | WMSE | INTL | SimDINO | DeepClusterV2
-MethodOptions |= RotNet | Jigsaw | RelativePosition | Colorization
+MethodOptions = (
+    AlignW2
+    | SimCLR
+    | BYOL
+    | MoCoV2
+    | BarlowTwins
+    | ZeroCL
+    | SimSiam
+    | NNCLR
+    | AlignUniform
+    | SwAV
+    | DINO
+    | ExCB
+    | ReSA
+    | VICReg
+    | LeJEPA
+    | VISReg
+    | AlignSliced
+    | MoCoV3
+    | DirectCLR
+    | VICRegL
+    | WMSE
+    | INTL
+    | SimDINO
+    | DeepClusterV2
+    | RotNet
+    | Jigsaw
+    | RelativePosition
+    | Colorization
+)
 
 # %% ../../nbs/7_methods/catalog.ipynb #b654bbe5
 def from_fields(

@@ -11,7 +11,7 @@ from wssl.metrics.clustering import (
     silhouettes,
     size_summary,
 )
-from wssl.metrics.diagnosis import Diagnosis, diagnose
+from wssl.metrics.diagnosis import Diagnosis, diagnose, follow
 from wssl.metrics.lidar import discriminant_spectrum, lidar
 from wssl.metrics.moments import Moments
 from wssl.metrics.spectrum import (

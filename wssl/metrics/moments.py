@@ -68,7 +68,7 @@ class Moments:
     def __init__(
         self,
         m: int,  # Number of dimensions
-        device="cpu",  # Where the sums are kept, in float64
+        device: str | torch.device = "cpu",  # Where the sums are kept, in float64
     ):
         self.m, self.count = m, 0
         self._mean = torch.zeros(m, dtype=torch.float64, device=device)

@@ -325,8 +325,8 @@ def uniformity_zscore(
 # %% ../../nbs/2_metrics/wasserstein.ipynb #78ed4901
 def live_fraction(
     w2,  # W2 of unit rows, a number or a tensor, in [0, sqrt 2]
-    n: int = None,  # Rows it was taken from; give both or none
-    m: int = None,  # Their dimensions
+    n: int | None = None,  # Rows it was taken from; give both or none
+    m: int | None = None,  # Their dimensions
 ):  # In [0, 1], of the type of `w2`
     "Share of dimensions alive that would give this $W_2$; with `n` and `m`, in a sample of that size. Raises `InputError` for one of the two alone."
     expect((n is None) == (m is None), "both n and m, or neither", f"n = {n}, m = {m}")

@@ -8,6 +8,7 @@ __all__ = ['property_batches', 'Properties', 'check_properties']
 # %% ../../nbs/1_theory/properties.ipynb #a4d8fc74
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from ..core.checks import expect
 from ..core.rows import normalize_rows
 from ..core.seeds import generator
 from .sphere import sample_sphere
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/1_theory/properties.ipynb #ca8b4c32
 def _changes(z, seed):
@@ -52,7 +56,7 @@ def property_batches(
 class Properties:
     "Which of IPC, ICC, FCC and FBC a metric has; `table` shows the values, the order found and the size of each violation."
 
-    table: object  # DataFrame, one line for each property and batch
+    table: "pd.DataFrame"  # One line for each property and batch
     name: str  # Of the metric
 
     def _holds(self, name):

@@ -6,6 +6,7 @@
 __all__ = ['TrainConfig', 'views_of', 'augmentation_of', 'differences']
 
 # %% ../../nbs/9_training/config.ipynb #cc949277
+import html
 import json
 import math
 from dataclasses import asdict, dataclass, field, fields
@@ -98,6 +99,12 @@ class TrainConfig:
     def variant(self) -> str:
         "Name of the arm within its method: the regularizer."
         return self.regularizer if self.weight or self.weight_end else "none"
+
+    def _repr_html_(self):
+        changed = [item for item in fields(self) if getattr(self, item.name) != item.default or item.name == "method"]
+        cells = [(item.name, repr(getattr(self, item.name)), item.metadata["help"]) for item in changed]
+        rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in cells)
+        return f"<table><tr><th>field</th><th>value</th><th>meaning</th></tr>{rows}</table><p>All others are as by default.</p>"
 
     def to_dict(self) -> dict:
         "Plain values only; `from_dict` is the way back."

@@ -11,6 +11,7 @@ __all__ = ['MEASURED', 'OWN', 'CURVES', 'pick_device', 'load_data', 'evaluate', 
 # %% ../../nbs/9_training/loop.ipynb #a147728a
 import contextlib
 import copy
+import html
 import importlib.util
 import io
 import json
@@ -75,7 +76,7 @@ def pick_device(
 # %% ../../nbs/9_training/loop.ipynb #dc1ebaf2
 def load_data(
     config: TrainConfig,
-    device="cpu",  # Where the images stay
+    device: str | torch.device = "cpu",  # Where the images stay
 ) -> tuple[Images | StreamedImages, Images | StreamedImages]:
     "Training images, and the images to evaluate on."
     train = load_images(config.source, "train", config.size, config.root)
@@ -493,6 +494,10 @@ class TrainingError(RuntimeError):
     "A run that was asked for correctly and failed: the message says where it stopped and what is left."
 
 # %% ../../nbs/9_training/loop.ipynb #668b5203
+def _number(value):
+    return f"{value:.4g}" if isinstance(value, int | float) else "–"
+
+# %% ../../nbs/9_training/loop.ipynb #20b963a5
 @dataclass
 class Run:
     "A run directory and what was measured in it."
@@ -515,6 +520,17 @@ class Run:
     def final(self) -> dict:
         "The last line of the history."
         return self.history[-1]
+
+    def _repr_html_(self):
+        first, last = (self.history[0], self.final) if self.history else ({}, {})
+        rows = "".join(
+            f"<tr><th>{html.escape(name)}</th><td>{_number(first.get(name))}</td><td>{_number(value)}</td></tr>"
+            for name, value in last.items()
+            if isinstance(value, int | float)
+        )
+        state = "complete" if self.summary else "not complete"
+        head = f"<p><b>{method_name(self.config.method)}</b>, {last.get('epoch', 0)} of {self.config.epochs} epochs, {state}</p>"
+        return f"{head}<table><tr><th></th><th>first line</th><th>last line</th></tr>{rows}</table>"
 
     def load(self) -> Method:
         "The method with the weights of the newest checkpoint. Raises `InputError` where there is none."

@@ -9,6 +9,7 @@ __all__ = ['W2_PAPER_OPTIONS', 'W2_PAPER_WEIGHTS', 'PRESETS', 'RESA_SETTINGS', '
 # %% ../../nbs/9_training/presets.ipynb #e18af438
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from ..core.checks import expect
 from ..methods.catalog import METHODS
@@ -109,7 +110,7 @@ def resa_paper(
 PRESETS |= {f"resa-{setting}": partial(resa_paper, setting) for setting in RESA_SETTINGS}
 
 # %% ../../nbs/9_training/presets.ipynb #3d832631
-EXCB_SETTINGS = {
+EXCB_SETTINGS: dict[str, dict[str, Any]] = {
     "cifar10": dict(
         method=ExCB(prototypes=2560, size_momentum=0.9936, momentum=0.99, hidden=2048, out=256, layers=3),
         source="cifar10",
