@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.distributed import run_ranks
 from wssl import WORLD
 from wssl.data.views import crop_resize_flip
+from wssl.losses import vicreg_loss
 from wssl.losses.local import closest_pairs, feature_distances, local_vicreg, map_places
 from wssl.methods.vicregl import VICRegL, stage
 from wssl.models import encoder, initialised_from
@@ -30,10 +31,10 @@ def test_pairs_are_nearest_neighbours_and_the_closest_of_them(n, p, q, data):
     distance = torch.rand(n, p, q, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
     first, second = closest_pairs(distance, matches)
     for table, i, j in zip(distance.numpy(), first.tolist(), second.tolist(), strict=True):
-        assert len(set(i)) == matches
+        assert len(set(i)) == matches and i == sorted(i)
         assert j == [int(np.argmin(table[a])) for a in i]
         kept = [table[a, b] for a, b in zip(i, j, strict=True)]
-        assert kept == sorted(table.min(1))[:matches]
+        assert sorted(kept) == sorted(table.min(1))[:matches]
 
 
 def test_a_shuffled_map_finds_itself():
@@ -60,32 +61,36 @@ def test_places_are_where_the_crop_took_its_pixels_from():
     torch.testing.assert_close(map_places(box, flip, s)[:, inner], seen[:, inner], atol=1e-3, rtol=0)
 
 
-def _by_hand(u, v, matches, distance):
-    """The criterion over the pairs that u finds in v, in numpy."""
-    x, y = [], []
-    for a, b, d in zip(u, v, distance, strict=True):
-        nearest = d.argmin(1)
-        for i in np.argsort(d.min(1), kind="stable")[:matches]:
-            x.append(a[i])
-            y.append(b[nearest[i]])
-    x, y = np.array(x), np.array(y)
-    hinge = [np.maximum(0, 1 - np.sqrt(z.var(0, ddof=1) + 1e-4)).mean() for z in (x, y)]
-    off = [(c**2).sum() - (np.diag(c) ** 2).sum() for c in (np.cov(z.T) for z in (x, y))]
-    return 25 * ((x - y) ** 2).mean() + 25 * sum(hinge) / 2 + sum(off) / x.shape[1]
+def _by_hand(u, v, matches, distance, weights=(25, 25, 1)):
+    """The criterion over the pairs that u finds in v, one kept place after the other, in numpy."""
+    places = [np.sort(np.argsort(d.min(1), kind="stable")[:matches]) for d in distance]
+    loss = 0
+    for k in range(matches):
+        x = np.array([a[i[k]] for a, i in zip(u, places, strict=True)])
+        y = np.array([b[d[i[k]].argmin()] for b, d, i in zip(v, distance, places, strict=True)])
+        hinge = [np.maximum(0, 1 - np.sqrt(z.var(0, ddof=1) + 1e-4)).mean() for z in (x, y)]
+        off = [(c**2).sum() - (np.diag(c) ** 2).sum() for c in (np.cov(z.T) for z in (x, y))]
+        terms = ((x - y) ** 2).mean(), sum(hinge) / 2, sum(off) / x.shape[1]
+        loss += sum(weight * term for weight, term in zip(weights, terms, strict=True)) / matches
+    return loss
 
 
 @pytest.mark.parametrize("located", [False, True])
-def test_the_loss_is_vicreg_on_both_directions_of_each_matching(located):
-    u, v = _maps()
+@pytest.mark.parametrize("m", [4, 8])  # fewer coordinates than the 6 images, and more
+@pytest.mark.parametrize("weights", [(25, 25, 1), (0, 0, 1)])
+def test_the_loss_is_vicreg_at_each_kept_place_in_both_directions_of_each_matching(located, m, weights):
+    u, v = _maps(m=m)
     places = tuple(torch.rand(6, 9, 2, dtype=torch.float64) * 32 for _ in range(2))
-    loss = local_vicreg(u, v, 3, places if located else None)
+    named = dict(zip(("invariance", "variance", "covariance"), weights, strict=True))
+    loss = local_vicreg(u, v, 3, places if located else None, **named)
 
     def formula(a, b):
         tables = [((a[:, :, None] - b[:, None]) ** 2).sum(3)]
         if located:
             p, q = (place.numpy() for place in places)
             tables.append(np.sqrt(((p[:, :, None] - q[:, None]) ** 2).sum(3)))
-        return sum(_by_hand(a, b, 3, d) + _by_hand(b, a, 3, d.transpose(0, 2, 1)) for d in tables) / 2
+        both = ((_by_hand(a, b, 3, d, weights), _by_hand(b, a, 3, d.transpose(0, 2, 1), weights)) for d in tables)
+        return sum(map(sum, both)) / 2
 
     a, b = u.detach().numpy(), v.detach().numpy()
     assert loss.item() == pytest.approx(formula(a, b), abs=1e-9)
@@ -98,6 +103,39 @@ def test_the_loss_is_vicreg_on_both_directions_of_each_matching(located):
                 moved[which][at] += step
                 ends.append(formula(*moved))
             assert z.grad[at].item() == pytest.approx((ends[0] - ends[1]) / 2e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("n", [12, 4])  # more images than coordinates, and fewer
+def test_one_place_is_vicreg_and_places_are_averaged(n):
+    u, v = _maps(n, 1, 6)
+    one = local_vicreg(u, v, 1)
+    assert one.item() == pytest.approx(vicreg_loss(u[:, 0], v[:, 0]).item(), abs=1e-10)
+    far = torch.arange(3.0, dtype=torch.float64).view(1, 3, 1) * 1e3  # every place finds itself
+    a, b = _maps(n, 3, 6)
+    apart = sum(vicreg_loss(a[:, k], b[:, k]) for k in range(3)) / 3
+    assert local_vicreg(a + far, b + far, 3).item() == pytest.approx(apart.item(), abs=1e-8)
+
+
+def test_places_that_differ_alike_in_every_image_are_a_collapse():
+    table = torch.randn(9, 4, generator=torch.Generator().manual_seed(0)).expand(64, -1, -1)
+    assert local_vicreg(table, table, 9).item() == pytest.approx(24.75, abs=1e-4)
+    assert vicreg_loss(table.flatten(0, 1), table.flatten(0, 1)).item() < 10  # all rows together do not see it
+
+
+def test_no_product_is_larger_than_the_rows():
+    """Few images with long vectors: between images, not between coordinates."""
+    u, v = _maps(4, 6, 64)
+    sizes = []
+
+    class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            sizes.append(out.numel() if isinstance(out, torch.Tensor) else 0)
+            return out
+
+    with Sizes():
+        local_vicreg(u, v, 5, variance=0.0, invariance=0.0)
+    assert max(sizes) == u.numel()
 
 
 @pytest.mark.parametrize("located", [False, True])
@@ -124,23 +162,26 @@ def _views(n=8):
 
 
 def _two(rank):
-    u, v = _maps(8, 9, 4)
-    mine = [z[4 * rank : 4 * rank + 4].detach().requires_grad_() for z in (u, v)]
-    loss = local_vicreg(*mine, 3, group=WORLD)
-    loss.backward()
-    return loss.item(), [z.grad.numpy() for z in mine]
+    found = []
+    for m in (4, 12):
+        mine = [z[4 * rank : 4 * rank + 4].detach().requires_grad_() for z in _maps(8, 9, m)]
+        loss = local_vicreg(*mine, 3, group=WORLD)
+        loss.backward()
+        found.append((loss.item(), [z.grad.numpy() for z in mine]))
+    return found
 
 
 def test_two_processes_are_one():
     found = run_ranks(_two)
-    u, v = _maps(8, 9, 4)
-    loss = local_vicreg(u, v, 3)
-    loss.backward()
-    for value, _ in found:
-        assert value == pytest.approx(loss.item(), abs=1e-10)
-    for k, z in enumerate((u, v)):
-        both = torch.from_numpy(np.concatenate([grads[k] for _, grads in found]))
-        torch.testing.assert_close(both / 2, z.grad)  # world size times the gradient of one
+    for case, m in enumerate((4, 12)):  # fewer coordinates than the 8 images, and more
+        u, v = _maps(8, 9, m)
+        loss = local_vicreg(u, v, 3)
+        loss.backward()
+        for rank in found:
+            assert rank[case][0] == pytest.approx(loss.item(), abs=1e-10)
+        for k, z in enumerate((u, v)):
+            both = torch.from_numpy(np.concatenate([rank[case][1][k] for rank in found]))
+            torch.testing.assert_close(both / 2, z.grad)  # world size times the gradient of one
 
 
 def test_vicregl_weighs_whole_views_and_places():
@@ -170,7 +211,8 @@ def test_vicregl_at_alpha_1_is_vicreg_and_has_nothing_local():
 def test_a_vicregl_step_is_one_graph():
     method = _build(VICRegL(matches=3, **HEADS))
     compiled = torch.compile(lambda views: method(views).loss, fullgraph=True, backend="aot_eager")
-    compiled(_views()).backward()
+    for n in (8, 20):  # fewer images than the 16 coordinates, and more
+        compiled(_views(n)).backward()
     assert all(p.grad is not None for p in method.parameters())
 
 
@@ -186,6 +228,8 @@ def test_stages_of_a_torchvision_resnet():
     [
         (lambda: local_vicreg(*_maps(), 10), "matches from 1 to the 9 places; received 10"),
         (lambda: local_vicreg(torch.ones(2, 9, 4), torch.ones(2, 8, 4)), "two maps of one shape"),
+        (lambda: local_vicreg(*_maps(1), 3), "at least 2 rows; received 1"),
+        (lambda: local_vicreg(*_maps(), 3, covariance=-1), "weights of at least 0, not all 0"),
         (lambda: _build(VICRegL(alpha=0)), "alpha in"),
         (lambda: _build(VICRegL(matches=0)), "at least 1 match; received 0"),
         (lambda: _build(VICRegL(stage=0)), "a stage from -4 to -1 of SmallResNet; received 0"),

@@ -10,19 +10,22 @@ import torch
 from torch import Tensor
 
 from ..core.checks import expect
+from ..core.collectives import all_gather_rows, all_reduce_sum
 from ..core.rows import widen
-from .redundancy import vicreg_loss
+from .redundancy import _centred, vicreg_invariance, vicreg_variance
 
 # %% ../../nbs/4_losses/local.ipynb #0e991701
 @torch.no_grad()
 def closest_pairs(
     distance: Tensor,  # Between places of the first and of the second view of each image, (n, p, q)
     matches: int,  # Pairs that are kept, gamma, from 1 to p
-) -> tuple[Tensor, Tensor]:  # Their places in the first and in the second view, each (n, matches), closest first
+) -> tuple[
+    Tensor, Tensor
+]:  # Their places in the first and in the second view, each (n, matches), in the order of the first view's places
     "Nearest neighbours, of which the closest are kept (Bardes et al. 2022b, Section 3). Raises `InputError` for more pairs than places."
     expect(1 <= matches <= distance.shape[1], f"matches from 1 to the {distance.shape[1]} places", matches)
     least, nearest = distance.min(2)
-    first = least.topk(matches, dim=1, largest=False).indices
+    first = least.topk(matches, dim=1, largest=False).indices.sort(dim=1).values
     return first, nearest.gather(1, first)
 
 
@@ -50,15 +53,35 @@ def map_places(
     grid = rows.unsqueeze(2).expand(-1, -1, side), columns.unsqueeze(1).expand(-1, side, -1)
     return torch.stack(grid, 3).flatten(1, 2)
 
+# %% ../../nbs/4_losses/local.ipynb #9ad4a337
+def _redundancy(x, group):
+    "Mean over places of the squares beside the diagonal of a place's covariance over the images, divided by m; x is (n, places, m)."
+    centred, total = _centred(x.flatten(1), group)
+    variances = all_reduce_sum(centred.square().sum(0), group) / (total - 1)
+    few = total < x.shape[2]
+    rows = (all_gather_rows(centred, group) if few else centred).unflatten(1, x.shape[1:]).transpose(0, 1)
+    with torch.autocast(x.device.type, enabled=False):
+        products = rows @ rows.mT if few else all_reduce_sum(rows.mT @ rows, group)
+    squares = (products / (total - 1)).square().sum() - variances.square().sum()
+    return squares / variances.numel()
+
+
+def _criterion(x, y, group, invariance, variance, covariance):
+    "VICReg of rows (n, places, m), its variance and covariance over the images."
+    flat = x.flatten(1), y.flatten(1)
+    loss = invariance and invariance * vicreg_invariance(*flat, group)
+    loss = loss + (variance and variance * vicreg_variance(*flat, group))
+    return loss + (covariance and covariance * (_redundancy(x, group) + _redundancy(y, group)))
+
 # %% ../../nbs/4_losses/local.ipynb #85ea034c
 def _matched(maps1, maps2, distance, matches, group, weights):
-    "VICReg's criterion on the pairs that the first view finds in the second."
+    "The criterion on the pairs that the first view finds in the second."
     pairs = closest_pairs(distance, matches)
     rows = (
-        maps.gather(1, index.unsqueeze(2).expand(-1, -1, maps.shape[2])).flatten(0, 1)
+        maps.gather(1, index.unsqueeze(2).expand(-1, -1, maps.shape[2]))
         for maps, index in zip((maps1, maps2), pairs, strict=True)
     )
-    return vicreg_loss(*rows, group=group, **weights)
+    return _criterion(*rows, group, *weights)
 
 
 def local_vicreg(
@@ -67,12 +90,16 @@ def local_vicreg(
     matches: int = 4,  # Pairs of each image and matching that are kept, gamma; published: 20 of 49
     places: tuple[Tensor, Tensor]
     | None = None,  # Where in the image they lie, each (n, p, 2), as `map_places` gives; None: match features only
+    invariance: float = 25.0,  # Weight, at least 0; a weight of 0 computes nothing of its term
+    variance: float = 25.0,  # Weight, at least 0
+    covariance: float = 1.0,  # Weight, at least 0; the official code: 0.5 in this scale
     group=None,  # None: this process alone; `WORLD`: all processes; or a ProcessGroup
-    **weights: float,  # invariance, variance, covariance of `vicreg_loss`
 ) -> Tensor:  # Scalar, at least 0; 24.75 at collapse for each matching
-    "VICReg between matched places, in both directions (Bardes et al. 2022b). Raises `InputError` for maps that are not of one shape or more pairs than places."
+    "VICReg between matched places, in both directions (Bardes et al. 2022b and their code). Raises `InputError` for maps that are not of one shape, more pairs than places, a negative weight, three weights of 0 or fewer than two images."
     same = maps1.ndim == 3 and maps1.shape == maps2.shape
     expect(same, "two maps of one shape (n, p, m)", f"{tuple(maps1.shape)} and {tuple(maps2.shape)}")
+    weights = invariance, variance, covariance
+    expect(min(weights) >= 0 < max(weights), "weights of at least 0, not all 0", weights)
     tables = [feature_distances(maps1, maps2)]
     if places is not None:
         tables.append(torch.cdist(*(widen(place) for place in places)))
