@@ -20,7 +20,7 @@ companion: $(INSTALLED)  ## run every notebook through papermill -> runs/compani
 	@$(BIN)/wssl companion
 
 test: $(INSTALLED)  ## the whole test suite
-	@$(BIN)/python -m pytest -n 2 --dist worksteal tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests
 	@echo "All tests passed. The notebooks' own pages: make companion"
 
 bench: $(INSTALLED)  ## timings as ratios within one run (minutes)

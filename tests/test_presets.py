@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 from wssl.companion.cli import build_parser, train_config
 from wssl.training import train
@@ -36,7 +37,12 @@ def test_a_preset_trains(tmp_path, name):
     little = dict(source="synthetic", size=size, per_class=1, test_per_class=1, batch=5, epochs=1, warmup=0.5)
     little |= dict(probe="none", precision="float32", eval_every=0, knn_k=3, out=str(tmp_path / "run"), device="cpu")
     if name == "imagenet-vit":
-        little |= dict(augmentation="small", holdout=0.6, batch=2)  # little of it: every view is enlarged to 224 pixels
+        for number in range(6):  # few images: every view is enlarged to 224 pixels
+            path = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (96, 96), (40 * number, 90, 120)).save(path)
+        little |= dict(source=f"folder:{tmp_path / 'photos'}", per_class=None, test_per_class=None)
+        little |= dict(augmentation="small", batch=2)
     few = dict(kmeans=0, prototypes=min(2048, config.method.prototypes))
     run = train(replace(config, method=replace(config.method, **few), **little), say=None, events=False)
     assert math.isfinite(run.final["loss"]) and run.history[-1]["step"] == 2
