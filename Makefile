@@ -45,4 +45,4 @@ lint: $(INSTALLED)  ## ruff over notebooks, tests and package
 	@$(BIN)/ruff format nbs tests && $(BIN)/ruff check nbs tests
 
 types: $(INSTALLED)  ## pyright: callers in full, annotations inside the package
-	@$(BIN)/pyright
+	@$(BIN)/pyright --pythonpath $(BIN)/python

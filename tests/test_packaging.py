@@ -1,5 +1,7 @@
 """What is installed elsewhere: a wheel made from the sdist, its content, its metadata, and a life without the extras."""
 
+import ast
+import importlib
 import os
 import subprocess
 import sys
@@ -159,7 +161,7 @@ for words in ([], ["--readme"]):
 def test_a_type_checker_accepts_what_callers_write():
     "`tests/typed_use.py` under every rule of pyright's basic mode, against the package as it is installed beside it."
     done = subprocess.run(
-        [sys.executable, "-m", "pyright", "tests/typed_use.py"],
+        [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "tests/typed_use.py"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -174,10 +176,23 @@ def test_a_type_checker_finds_what_is_wrong(tmp_path):
         "# pyright: basic\nfrom wssl.metrics import uniformity_floor\nx: str = uniformity_floor('many', 128)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "pyright", "wrong.py"],
+        [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "wrong.py"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"},
     )
     assert done.returncode == 1 and "2 errors" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "wssl").glob("*/__init__.py")), ids=lambda path: path.parent.name)
+def test_a_chapter_exports_what_it_imports(path):
+    "A type checker takes a name of a typed package for private unless `__all__` has it."
+    imported = {
+        name.asname or name.name
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("wssl.") and node.module != "wssl.metrics"
+        for name in node.names
+    }
+    module = importlib.import_module(f"wssl.{path.parent.name}")
+    assert set(module.__all__) >= imported and all(hasattr(module, name) for name in module.__all__)

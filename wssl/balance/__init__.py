@@ -5,3 +5,8 @@ from wssl.balance.excb import ClusterBalancer, balanced
 from wssl.balance.kmeans import spherical_kmeans
 from wssl.balance.resa import assignment_softness, self_assignment
 from wssl.balance.sinkhorn import sinkhorn_knopp
+
+__all__ = [
+    "Centering", "ClusterBalancer", "assignment_softness", "balanced", "self_assignment", "sinkhorn_knopp",
+    "spherical_kmeans",
+]

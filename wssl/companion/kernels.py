@@ -39,11 +39,11 @@ for line in sys.stdin:
         os.dup2(nothing, stream)
     connection, env, cwd = json.loads(line)
     os.environ.clear()
-    os.environ.update(env, JPY_PARENT_PID=str(server))
+    os.environ.update(env)
     os.chdir(cwd)
     sys.path[:] = [p for p in env.get("PYTHONPATH", "").split(os.pathsep) if p] + [p for p in sys.path if p]
     torch.set_num_threads(int(env.get("OMP_NUM_THREADS") or torch.get_num_threads()))
-    ipykernel.kernelapp.IPKernelApp.launch_instance(argv=["-f", connection])
+    ipykernel.kernelapp.IPKernelApp.launch_instance(argv=["-f", connection, f"--IPKernelApp.parent_handle={server}"])
     os._exit(0)
 """
 

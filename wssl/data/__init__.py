@@ -22,3 +22,11 @@ from wssl.data.synthetic import (
     sphere_mixture,
 )
 from wssl.data.views import DIGITS, PRESETS, SMALL, W2_PAPER, Augmentation, TwoViews, plain_view
+
+__all__ = [
+    "Augmentation", "CROP_FLIP", "DIGITS", "Images", "LAWS", "MultiCrop", "PRESETS", "SMALL", "StreamedImages",
+    "TwoViews", "VIEWS", "W2_PAPER", "append_zeros", "clone_features", "clone_rows", "clusters",
+    "collapsed_gaussian", "cone", "constant_collapse", "cross_polytope", "isotropic_gaussian", "law",
+    "live_dimensions", "load_images", "local_size", "one_hot", "plain_view", "power_law", "power_spectrum",
+    "show_images", "sphere_mixture", "views_named",
+]

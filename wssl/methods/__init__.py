@@ -22,3 +22,10 @@ from wssl.methods.simsiam import SimSiam
 from wssl.methods.vicreg import VICReg
 from wssl.methods.whitening import INTL, WMSE
 from wssl.methods.vicregl import VICRegL
+
+__all__ = [
+    "AlignSliced", "AlignUniform", "AlignW2", "BYOL", "BarlowTwins", "Colorization", "DINO", "DeepClusterV2",
+    "DirectCLR", "ExCB", "INTL", "Jigsaw", "LeJEPA", "METHODS", "Method", "MoCoV2", "MoCoV3", "NNCLR", "Output",
+    "ReSA", "RelativePosition", "RotNet", "SimCLR", "SimDINO", "SimSiam", "SwAV", "VICReg", "VICRegL", "VISReg",
+    "WMSE", "ZeroCL",
+]

@@ -34,6 +34,15 @@ from wssl.theory.gaussians import bhattacharyya, gaussian_kl, gaussian_w2
 if TYPE_CHECKING:
     from wssl.metrics.stateful import Alignment, RankMe, Uniformity, WassersteinUniformity
 
+__all__ = [
+    "Alignment", "ClusterScores", "Diagnosis", "Moments", "RankMe", "Uniformity", "WassersteinUniformity",
+    "alignment", "alpha_req", "bhattacharyya", "cluster_scores", "diagnose", "discriminant_spectrum",
+    "embedding_std", "follow", "gaussian_kl", "gaussian_w2", "lidar", "live_fraction", "null_law",
+    "participation_ratio", "partition_scores", "rankme", "relative_cluster_sizes", "silhouettes",
+    "singular_spectrum", "size_summary", "stable_rank", "uniformity", "uniformity_floor", "uniformity_zscore",
+    "wasserstein_uniformity",
+]
+
 
 def __getattr__(name):
     "The torchmetrics classes, when first asked for: torchmetrics takes seconds to import, and no loss needs it."

@@ -3,3 +3,8 @@
 from wssl.models.encoders import ENCODERS, SmallResNet, encoder, initialised_from
 from wssl.models.heads import Prototypes, predictor, projector
 from wssl.models.momentum import MomentumNetwork, Queue
+
+__all__ = [
+    "ENCODERS", "MomentumNetwork", "Prototypes", "Queue", "SmallResNet", "encoder", "initialised_from", "predictor",
+    "projector",
+]

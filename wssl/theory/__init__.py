@@ -11,3 +11,9 @@ from wssl.theory.sphere import (
     sphere_gaussian_w2,
     uniformity_of_sphere,
 )
+
+__all__ = [
+    "Properties", "bhattacharyya", "check_properties", "coordinate_kl", "coordinate_kl_bound", "coordinate_pdf",
+    "coordinate_w2", "gaussian_kl", "gaussian_w2", "property_batches", "sample_sphere", "sphere_gaussian_w2",
+    "uniformity_of_sphere",
+]
