@@ -35,7 +35,7 @@ def save_zip(path, names):
 
 
 def parquet(path, **columns):
-    pa = pytest.importorskip("pyarrow")
+    pa = pytest.importorskip("pyarrow", reason="parquet needs the extra parquet")
     import pyarrow.parquet as pq
 
     pq.write_table(pa.table(columns), path)
@@ -162,7 +162,7 @@ def test_without_pyarrow_a_parquet_file_is_a_sentence(tmp_path, capsys, monkeypa
 def write(at, ending):
     z = torch.from_numpy(Z)
     named = {f"e{i}": Z[:, i] for i in range(16)}
-    pa = pytest.importorskip("pyarrow") if "parquet" in ending else None
+    pa = pytest.importorskip("pyarrow", reason="parquet needs the extra parquet") if "parquet" in ending else None
     writers = {
         "z.npy": lambda p: np.save(p, Z),
         "fortran.npy": lambda p: np.save(p, np.asfortranarray(Z)),
@@ -297,7 +297,7 @@ def test_weights_that_cannot_be_fetched_are_random_with_one_warning(monkeypatch,
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "squeezenet1_0", "vit_tiny_patch16_224"])
 def test_other_models(name, pictures):
     if name.startswith("vit"):
-        pytest.importorskip("timm")
+        pytest.importorskip("timm", reason="models of timm need the extra vit")
     if name == "squeezenet1_0":
         with pytest.raises(ValueError, match="a linear layer at its end"):
             backbone(name, "random", 64)
@@ -339,7 +339,7 @@ print("grew", top[0] - before)
 """
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux")
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads the memory that Linux tells of a process")
 @pytest.mark.parametrize("ending", [".npy", ".safetensors", ".pt"])
 def test_memory_does_not_grow_with_the_file(tmp_path, ending):
     "Half a gigabyte of embeddings: a copy would show."

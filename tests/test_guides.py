@@ -40,7 +40,7 @@ def test_there_are_five_and_each_is_a_screen_of_code():
 
 def test_the_callback_logs_what_the_rows_of_the_epoch_give(monkeypatch):
     "A real `lightning.Trainer`: the logged values against numpy on the rows that the steps returned, epoch by epoch."
-    L = pytest.importorskip("lightning")
+    L = pytest.importorskip("lightning", reason="the guide needs Lightning, part of the extra dev")
     space = {}
     for source in sources("lightning")[:3]:
         exec(source, space)
@@ -71,7 +71,7 @@ def test_the_callback_logs_what_the_rows_of_the_epoch_give(monkeypatch):
 
 def test_a_collapsed_run_is_stopped():
     "The threshold acts: a run that must be above everything that can be ends after its first epoch."
-    L = pytest.importorskip("lightning")
+    L = pytest.importorskip("lightning", reason="the guide needs Lightning, part of the extra dev")
     space = {}
     for source in sources("lightning")[:3]:
         exec(source, space)
