@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 .DEFAULT_GOAL := help
-.PHONY: help companion test bench lab export outputs readme docs lint types
+.PHONY: help companion test torture bench lab export outputs readme docs lint types
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 20
@@ -22,6 +22,9 @@ companion: $(INSTALLED)  ## run every notebook through papermill -> runs/compani
 test: $(INSTALLED)  ## the whole test suite
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests
 	@echo "All tests passed. The notebooks' own pages: make companion"
+
+torture: $(INSTALLED)  ## injected faults and extreme numbers, by the hundred (many minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture
 
 bench: $(INSTALLED)  ## timings as ratios within one run (minutes)
 	@$(BIN)/python -m tests.bench

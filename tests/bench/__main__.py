@@ -1,16 +1,13 @@
 """`python -m tests.bench [--record] [--repeats N] [topic ...]`: ratios within one run; take it on a quiet machine."""
 
 import argparse
-import json
 import os
-from datetime import date
 
 import pandas as pd
 
 from tests.bench import augmentation, solvers, step, uniformity
 from tests.bench.harness import THREADS, ceilings, limit_threads
-from wssl.core.environment import environment
-from wssl.core.paths import project_root, write_atomically
+from tests.record import about, record
 
 # topic -> (what the columns say, function of the machine's ceilings and the number of repeats that gives a table's rows)
 TOPICS = {
@@ -50,13 +47,10 @@ def main():
             rows.append(row)
             print(f"  {topic} {len(rows)}: {', '.join(f'{key} {value}' for key, value in row.items())}", flush=True)
         results[topic] = {"rows": rows, "ceilings": ceiling, "load before": round(load, 2)}
-        results[topic].update(threads=THREADS, environment=environment(), date=date.today().isoformat())
+        results[topic].update(about(), threads=THREADS)
         print(f"\n{title}\n{pd.DataFrame(results[topic]['rows']).to_string(index=False, na_rep='')}\n", flush=True)
     if options.record:
-        path = project_root() / "data" / "measured" / "bench.json"
-        before = json.loads(path.read_text()) if path.exists() else {}
-        write_atomically(path, json.dumps(before | results, indent=1, sort_keys=True) + "\n")
-        print(f"Recorded in {path.relative_to(project_root())}")
+        record("bench", results)
 
 
 if __name__ == "__main__":
