@@ -146,7 +146,7 @@ def test_killed_and_started_again_it_ends_in_the_same_numbers(whole, tmp_path, p
 
 
 COMMAND = """-m wssl train --method byol --method.hidden 32 --method.out 16 --w2 0.5 --per-class 12 --test-per-class 8
-    --size 16 --epochs 14 --batch 40 --eval-every 1 --knn-k 10 --threads 1 --online-probe true"""
+    --size 16 --epochs 12 --batch 40 --eval-every 1 --knn-k 10 --threads 1 --online-probe true"""
 
 
 def _wait_for(condition, process, pause=0.02):
@@ -159,8 +159,8 @@ def _wait_for(condition, process, pause=0.02):
 
 
 @pytest.mark.timeout(900)
-def test_killed_from_outside_five_times_the_same_command_ends_in_the_same_metrics(tmp_path):
-    """At random moments of epochs 3, 5, 7, 9 and 11; the third time while a checkpoint is being written."""
+def test_killed_from_outside_the_same_command_ends_in_the_same_metrics(tmp_path):
+    """At a random moment of epoch 3, then while a checkpoint is being written; `make torture` does it by the hundred."""
     moment, environment = random.Random(0), {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
     def start(out):
@@ -169,24 +169,24 @@ def test_killed_from_outside_five_times_the_same_command_ends_in_the_same_metric
 
     undisturbed, out = start(tmp_path / "whole"), tmp_path / "run"
     half_written = lambda: out.is_dir() and any(name.startswith(".checkpoint-") for name in os.listdir(out))  # noqa: E731
-    for epoch in (2, 4, 6, 8, 10):
+    for epoch in (2, 4):
         for _ in range(5):
             process = start(out)
             _wait_for(lambda: len(loop.read_metrics(out)) > epoch, process)  # noqa: B023
-            if epoch == 6:
+            if midway := epoch > 2:
                 _wait_for(half_written, process, pause=0)
             else:
                 time.sleep(moment.uniform(0, 0.3))
             process.kill()
             assert process.wait() == -signal.SIGKILL and not (out / "summary.json").exists()
-            if epoch != 6 or half_written():
+            if not midway or half_written():
                 break
             epoch += 1  # it was too quick: again, an epoch later
         else:
             pytest.fail("never caught in the middle of a checkpoint")
     assert start(out).wait() == 0 and undisturbed.wait() == 0
     assert _numbers(Run.read(out)) == _numbers(Run.read(tmp_path / "whole"))
-    assert len(Run.read(out).history) == 15 and not half_written()
+    assert len(Run.read(out).history) == 13 and not half_written()
 
 
 def test_a_second_process_in_the_directory_is_refused_until_the_first_is_gone(tmp_path):
