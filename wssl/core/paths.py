@@ -46,11 +46,16 @@ def project_root(
 
 # %% ../../nbs/0_core/paths.ipynb #12bf0d0e
 def cache_dir() -> Path:  # Created if missing
-    "Folder for downloads and decoded images: `$WSSL_CACHE`, else `data/cache` of the checkout, else the user's cache."
+    "Folder for downloads and decoded images: `$WSSL_CACHE`, else `data/cache` of the checkout, else the user's cache. Raises `InputError` where it cannot be made."
     root = find_root()
     user = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "wssl"
     folder = Path(os.environ.get("WSSL_CACHE") or (root / "data" / "cache" if root else user))
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"expected a folder for downloads and decoded images (WSSL_CACHE names one); received {folder} ({error.strerror})"
+        ) from None
     return folder
 
 # %% ../../nbs/0_core/paths.ipynb #15ede760
@@ -111,7 +116,7 @@ def locked(
     "The folder for this process alone. Raises `InputError` where another one is in it, or nothing can be written."
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "a+")
+        file = open(folder / ".lock", "ab+", buffering=0)  # what could not be written is not tried again at its end
     except OSError as error:
         raise InputError(f"expected {what} to write to; received {folder} ({error.strerror})") from None
     with file:
@@ -122,14 +127,13 @@ def locked(
         except BlockingIOError:
             file.seek(0)
             raise InputError(
-                f"expected {what} that nobody {working} in; received {folder} (process {file.read()} does)"
+                f"expected {what} that nobody {working} in; received {folder} (process {file.read().decode()} does)"
             ) from None
         except ImportError:  # a system without such locks
             pass
         try:
             file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+            file.write(str(os.getpid()).encode())
         except OSError as error:
             raise InputError(f"expected {what} to write to; received {folder} ({error.strerror})") from None
         yield

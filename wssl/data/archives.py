@@ -89,7 +89,8 @@ def read_archive(
     "A split as torchvision reads it. Raises `InputError` where the archive is neither there nor to be had."
     stl = source == "stl10"
     dataset = partial(ARCHIVES[source], cache, **({"split": split} if stl else {"train": split == "train"}))
-    with alone(cache / f".{ARCHIVES[source].filename}.lock"), warnings.catch_warnings():
+    lock, room = cache / f".{ARCHIVES[source].filename}.lock", room_for(f"the files of {source}", cache)
+    with room, alone(lock), warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", np.exceptions.VisibleDeprecationWarning
         )  # numpy 2.4.0 to 2.4.4, of pickles of 2009
@@ -97,8 +98,7 @@ def read_archive(
             data = dataset()
         except RuntimeError:  # not unpacked, or not whole
             fetch(source, cache)
-            with room_for(f"the files of {source}", cache):
-                data = dataset(download=True)
+            data = dataset(download=True)
     pixels, labels = (data.data, data.labels) if stl else (data.data.transpose(0, 3, 1, 2), data.targets)
     return pixels, np.asarray(labels).astype(np.int64), list(data.classes)
 
