@@ -15,6 +15,7 @@ import struct
 import tarfile
 import warnings
 import zlib
+from functools import cache
 from unittest.mock import patch
 
 import numpy as np
@@ -70,8 +71,8 @@ def taken(source, root, split="train"):
 
 
 def left_below(root):
-    """What lies in a cache beside caches, archives and their folders."""
-    return [path.name for path in root.rglob("*") if path.name.startswith(".")]
+    """What lies in a cache beside caches, archives, their folders and empty locks."""
+    return [path.name for path in root.rglob("*") if path.name.startswith(".") and path.suffix != ".lock"]
 
 
 def again(row, source, root, truth, of, split="train", clean=True):
@@ -333,9 +334,22 @@ def sparse(size):
     return bytes(header)
 
 
-def repeated(content, times, packer):
-    """A compressed stream of `content` then `times` times 64 MiB of zeros, made in a moment: compressors' streams may follow each other."""
-    return packer(content) + packer(bytes(1 << 26)) * times
+PACKERS = {
+    "gz": lambda content: gzip.compress(content, 1),
+    "bz2": lambda content: bz2.compress(content, 1),
+    "xz": lambda content: lzma.compress(content, preset=0),
+}
+
+
+@cache
+def zeros(suffix):
+    """64 MiB of them, compressed."""
+    return PACKERS[suffix](bytes(1 << 26))
+
+
+def repeated(content, times, suffix):
+    """A compressed stream of `content`, then `times` times 64 MiB of zeros, made in a moment: compressors' streams may follow each other."""
+    return PACKERS[suffix](content) + zeros(suffix) * times
 
 
 def header_of(name, size, kind=tarfile.REGTYPE):
@@ -349,16 +363,10 @@ def bombs():
     """Archives of some kilobytes that would be gigabytes."""
     times = 80  # of 64 MiB
     size = times << 26
-    packers = {
-        "gz": lambda x: gzip.compress(x, 1),
-        "bz2": lambda x: bz2.compress(x, 1),
-        "xz": lambda x: lzma.compress(x, preset=0),
-    }
     start = archive([member(*pair) for pair in GOOD[:4]]).rstrip(b"\0")
     start += bytes(-len(start) % 512)
-    for suffix, packer in packers.items():
-        yield f"{suffix}: an image of {size >> 30} GiB", repeated(start + header_of("cat/big.png", size), times, packer)
-    packer = packers["gz"]
+    for suffix in PACKERS:
+        yield f"{suffix}: an image of {size >> 30} GiB", repeated(start + header_of("cat/big.png", size), times, suffix)
     for words, kind in (
         ("pax header", tarfile.XHDTYPE),
         ("long name", tarfile.GNUTYPE_LONGNAME),
@@ -367,7 +375,7 @@ def bombs():
         for first in (start, b""):
             yield (
                 f"gz: a {words} of {size >> 30} GiB",
-                repeated(first + header_of("././@LongLink", size, kind), times, packer),
+                repeated(first + header_of("././@LongLink", size, kind), times, "gz"),
             )
     for size in (1 << 34, 1 << 40):
         yield f"a sparse image of {size >> 30} GiB", start + sparse(size) + bytes(1024)

@@ -44,6 +44,7 @@ def in_child(work, *args, seconds=60):
     if not pid:
         os.close(reading)
         _as_child(writing, work, args)
+    gc.unfreeze()
     os.close(writing)
     try:
         content = _all_of(reading, time.monotonic() + seconds)
@@ -210,7 +211,8 @@ def at_instant(work, *args, at, how):
 
 
 def damaged(content, kind, at=0):
-    """`content` with one fault: a bit flipped in byte `at`, cut at byte `at`, or all zeros."""
+    """`content` with one fault: a bit flipped in byte `at` (negative: from the end), cut at byte `at`, or all zeros."""
+    at = at % len(content) if kind == "flip" else at
     if kind == "flip":
         return content[:at] + bytes([content[at] ^ (1 << (at % 8))]) + content[at + 1 :]
     return content[:at] if kind == "cut" else bytes(len(content))

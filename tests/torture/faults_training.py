@@ -69,11 +69,16 @@ def run_in(out, epochs=CONFIG.epochs, **changes):
 
 def numbers(run):
     """All that a run came to, wall time aside."""
-    lines = [{name: value for name, value in line.items() if "seconds" not in name} for line in run.history]
+    lines = lines_of(run)
     copy = [json.loads(text) for text in (run.path / "metrics.jsonl").read_text().splitlines()]
     copy = [{name: value for name, value in line.items() if "seconds" not in name} for line in copy]
     summary = {key: run.summary[key] for key in ("final", "images", "parameters", "processes")}
     return {"lines": lines, "copy": copy, "summary": summary, "weights": weights_sum(loop.checkpoints(run.path)[0])}
+
+
+def lines_of(run):
+    """The history, wall time aside."""
+    return [{name: value for name, value in line.items() if "seconds" not in name} for line in run.history]
 
 
 def weights_sum(checkpoint):
@@ -297,7 +302,7 @@ def reading(kept, row, truth, at, seed, most):
 
     def look(out):
         run = Run.read(out)
-        return numbers(run)["lines"], run.summary["final"], weights_of(run.load())
+        return lines_of(run), run.summary["final"], weights_of(run.load())
 
     def weights_of(method):
         return zlib.crc32(b"".join(value.numpy().tobytes() for value in method.state_dict().values()))

@@ -8,6 +8,7 @@ __all__ = ['ARCHIVES', 'received', 'fetch', 'read_archive', 'resized', 'archive_
 # %% ../../nbs/5_data/archives.ipynb #cecec53f
 import hashlib
 import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from functools import partial
@@ -98,6 +99,9 @@ def read_archive(
             data = dataset()
         except RuntimeError:  # not unpacked, or not whole
             fetch(source, cache)
+            shutil.rmtree(
+                cache / ARCHIVES[source].base_folder, ignore_errors=True
+            )  # it would unpack no names of classes
             data = dataset(download=True)
     pixels, labels = (data.data, data.labels) if stl else (data.data.transpose(0, 3, 1, 2), data.targets)
     return pixels, np.asarray(labels).astype(np.int64), list(data.classes)

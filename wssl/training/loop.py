@@ -793,7 +793,8 @@ def _complete(out, say):
     "Whether the run has come to its end; a summary that has changed since is taken away, to be written again."
     path = out / "summary.json"
     try:
-        return path.is_file() and bool(unsealed(path))
+        expect(not path.is_file() or "final" in unsealed(path), "summary.json of a run", "another one")
+        return path.is_file()
     except InputError as error:
         say(f"{error}; writing it again")
         path.unlink()
