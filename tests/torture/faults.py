@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 
 FAILURES = ["runs lost", "wrong results", "code executed", "no sentence"]
-PARTS = ("training", "images", "files", "companion")
+PARTS = ("training", "companion", "images", "files", "processes")
 
 
 def rows_of(part, seed):

@@ -581,7 +581,7 @@ def measure(seed, share=1.0):
         taken_here = in_child(taken, source, fresh(at, "cache"))
         yield killed(source, taken_here, at, Row("SIGKILL", "decoding a folder, at every operation on a file"))
         yield full(source, taken_here, at, Row("no space", "decoding a folder, from every operation on"))
-        yield damaged_cache(source, taken_here, at, Row("damaged", "the cache of decoded images"), seed, many(400))
+        yield damaged_cache(source, taken_here, at, Row("damaged", "the cache of decoded images"), seed, many(300))
         yield raced(
             source, taken_here, at, Row("race", "two to four decode into one cache, some killed"), seed, many(20)
         )

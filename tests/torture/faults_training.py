@@ -384,21 +384,23 @@ def measure(seed, share=1.0):
         truth, _ = in_child(run_in, fresh(at, "whole"))
         whole = at / "whole"
         yield killed_at_every_instant(truth, at, Row("SIGKILL", "training, at every operation on a file"))
-        yield killed_twice(truth, at, Row("SIGKILL three times over", "training, at drawn operations"), seed, many(40))
-        yield killed_from_outside(truth, at, Row("SIGKILL", "training, at drawn times"), seed, many(40))
+        yield killed_twice(truth, at, Row("SIGKILL three times over", "training, at drawn operations"), seed, many(30))
+        yield killed_from_outside(truth, at, Row("SIGKILL", "training, at drawn times"), seed, many(30))
         yield full_at_every_instant(truth, at, Row("no space", "training, from every operation on"))
         yield limits_of_size(truth, at, Row("limit of file size", "training"))
+        with_events(fresh(at))
+        yield limits_of_size(truth, at, Row("limit of file size", "training, with TensorBoard's events"), events=True)
         kept = stopped(at, truth)
         newest = loop.checkpoints(kept)[0].name
-        for name, most in (("model.safetensors", 100), ("state.pt", 100), ("manifest.json", 160)):
+        for name, most in (("model.safetensors", 80), ("state.pt", 80), ("manifest.json", 100)):
             row = Row("damaged", f"a checkpoint's {name}")
             yield damage_to(f"{newest}/{name}", kept, row, truth, at, seed, many(most))
-        for name, most in (("config.json", 120), ("metrics.jsonl", 120)):
+        for name, most in (("config.json", 70), ("metrics.jsonl", 80)):
             yield damage_to(name, kept, Row("damaged", name), truth, at, seed, many(most))
         yield swapped(kept, Row("exchanged", "files of two checkpoints, lines of metrics.jsonl"), truth, at)
         row = damage_to(
-            "summary.json", whole, Row("damaged", "summary.json of a complete run"), truth, at, seed, many(100)
+            "summary.json", whole, Row("damaged", "summary.json of a complete run"), truth, at, seed, many(60)
         )
         yield row
-        yield reading(whole, Row("damaged", "a complete run that is read"), truth, at, seed, many(100))
-        yield raced(truth, at, Row("race", "two to four runs in one directory"), seed, many(20))
+        yield reading(whole, Row("damaged", "a complete run that is read"), truth, at, seed, many(60))
+        yield raced(truth, at, Row("race", "two to four runs in one directory"), seed, many(12))

@@ -9,8 +9,8 @@ __all__ = ['LIMIT', 'compact_png', 'without_paths', 'stored_output', 'cleaned', 
 import base64
 import copy
 import io
+import json
 import re
-import tempfile
 from pathlib import Path
 
 from .records import RESULT
@@ -80,14 +80,14 @@ LIMIT = 1_500_000
 def cleaned(
     nb,  # Notebook
 ) -> str:  # Its file
-    "A notebook as nbdev writes it, made aside: what is committed is never there in part."
-    from nbdev.clean import nbdev_clean
+    "A notebook as `nbdev_clean` writes it, which would do so in its place and in parts: killed there, it would leave half of one."
+    from nbdev.clean import clean_nb
+    from nbdev.config import get_config
 
-    with tempfile.TemporaryDirectory() as folder:
-        aside = Path(folder) / "notebook.ipynb"
-        aside.write_text(nbformat.writes(nb, version=nbformat.NO_CONVERT, indent=1, ensure_ascii=False) + "\n")
-        nbdev_clean.__wrapped__(str(aside))
-        return aside.read_text()
+    config, plain = get_config(), json.loads(nbformat.writes(nb, version=nbformat.NO_CONVERT))
+    allowed = (config.get(f"allowed_{of}metadata_keys").split() for of in ("", "cell_"))
+    clean_nb(plain, config.clear_all, *allowed, config.clean_ids)
+    return json.dumps(plain, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
 
 # %% ../../nbs/companion/stored.ipynb #2a47aed5
 def store_outputs(

@@ -737,7 +737,9 @@ def _train(config, method, out, data, say, events):
         say(f"{out} is complete")
         return from_first(Run.read(out) if rank(WORLD) == 0 else None)
     method, net, optimizer, probe, loss_of, state, history = _prepare(config, method, out, data[0], say)
-    writer, curves = _event_writer(out, state["step"]) if events else None, None
+    curves = None
+    with _writing(out, "at the start"):
+        writer = _event_writer(out, state["step"]) if events else None
     if not state["epoch"]:
         method.start(views for views, _ in batches_of_views(data[0], config, -1))
     for epoch in range(state["epoch"] or -1, config.epochs):
@@ -751,11 +753,13 @@ def _train(config, method, out, data, say, events):
                 if epoch >= 0:
                     about = {"config": config.to_dict(), "history": history}
                     save_checkpoint(out, method, optimizer, epoch + 1, line["step"], probe, about=about)
-        for name, value in line.items() if writer else ():
-            if isinstance(value, float):
-                writer.add_scalar(name, value, line["step"])
+        with _writing(out, f"after epoch {epoch + 1}"):
+            for name, value in line.items() if writer else ():
+                if isinstance(value, float):
+                    writer.add_scalar(name, value, line["step"])
     if writer:
-        writer.close()
+        with _writing(out, "at the end"):
+            writer.close()
     return from_first(_finish(out, config, history, method, data, curves) if rank(WORLD) == 0 else None)
 
 # %% ../../nbs/9_training/loop.ipynb #9a3739d8
