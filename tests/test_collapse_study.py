@@ -97,6 +97,7 @@ def test_a_checkpoint_without_kinds_and_rates_continues(tmp_path):
     for group in state["optimizer"]["param_groups"]:
         del group["kind"], group["rate"]
     torch.save(state, first / "state.pt")
+    (first / "manifest.json").unlink()
     again = train(replace(TINY, method="simclr", out=str(tmp_path / "b")), None, events=False)
     assert again.history[-1]["loss"] == whole.history[-1]["loss"] and again.final["w2"] == whole.final["w2"]
 

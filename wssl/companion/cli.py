@@ -21,6 +21,7 @@ from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 from ..core.checks import InputError, expect
+from ..core.paths import FULL
 
 # %% ../../nbs/companion/cli.ipynb #0d4f171b
 class Parser(argparse.ArgumentParser):
@@ -639,13 +640,17 @@ def run_companion(
         print(f"Written: {write_readme(root)}")
         return 0
     from wssl.companion.report import write_report
+    from wssl.core.paths import locked
 
     out = Path(options.out or root / "runs" / "companion").resolve()
-    outcomes = run_all(root, out, options.only, options.full, options.fresh, options.workers, options.timeout)
-    if options.store_outputs:
-        from wssl.companion.stored import store_outputs
+    with locked(out, "a folder of the companion", "works"):
+        outcomes = run_all(root, out, options.only, options.full, options.fresh, options.workers, options.timeout)
+        if options.store_outputs:
+            from wssl.companion.stored import store_outputs
 
-        print(f"Outputs stored in {len(store_outputs(root, out, outcomes))} notebooks.")
+            print(f"Outputs stored in {len(store_outputs(root, out, outcomes))} notebooks.")
+        shown = outcomes + earlier_outcomes(root, out, [outcome["notebook"] for outcome in outcomes])
+        page = write_report(root, out, sorted(shown, key=lambda outcome: outcome["notebook"]))
     print(*slowest(outcomes), sep="\n")
     failed = [outcome["notebook"] for outcome in outcomes if outcome["status"] == "failed"]
     print(
@@ -653,8 +658,7 @@ def run_companion(
         if failed
         else f"All {len(outcomes)} notebooks ran."
     )
-    shown = outcomes + earlier_outcomes(root, out, [outcome["notebook"] for outcome in outcomes])
-    print(f"Open {write_report(root, out, sorted(shown, key=lambda outcome: outcome['notebook']))}")
+    print(f"Open {page}")
     return 1 if failed else 0
 
 # %% ../../nbs/companion/cli.ipynb #db949cc7
@@ -750,6 +754,14 @@ def main(
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = f" for {error.filename}" if error.filename else ""
+        print(
+            f"wssl: stopped: no room{where} ({error.strerror}); with room the same command continues", file=sys.stderr
+        )
+        return 1
     except KeyboardInterrupt:
         print("wssl: stopped; the same command continues", file=sys.stderr)
         return 130

@@ -132,7 +132,17 @@ def _miniature(folder):
 
 # %% ../../nbs/companion/records.ipynb #0b6d0459
 def _records(folder):
-    return [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
+    return [_record(path) for path in sorted(Path(folder).glob("*.json"))]
+
+
+def _record(path):
+    "One record. Raises `InputError` for a torn one."
+    try:
+        record = json.loads(path.read_text())
+    except (ValueError, RecursionError):
+        record = None
+    expect(isinstance(record, dict), "a record as a JSON object", f"{path.parent.name}/{path.name}, which is none")
+    return record
 
 # %% ../../nbs/companion/records.ipynb #213695fb
 def read_claims(

@@ -15,13 +15,14 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 
 from ..core.checks import InputError, expect
@@ -331,7 +332,8 @@ def earlier_outcomes(
 
 # %% ../../nbs/companion/runner.ipynb #45307e96
 def _end_with_parent():
-    "Let this worker end when the process that started it has."
+    "Let this worker end when the process that started it has, and not before."
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch():
         parent_process().join()
@@ -340,6 +342,18 @@ def _end_with_parent():
     threading.Thread(target=watch, daemon=True).start()
 
 # %% ../../nbs/companion/runner.ipynb #34ecb6cb
+def _started(pool, root, out, rest, parameters, workers, timeout):
+    "Future -> name, for each notebook that has to run; what an earlier run left of it no longer counts."
+    for name in rest:
+        outcome_file(out, name).unlink(missing_ok=True)
+    return {
+        pool.submit(
+            execute, Path(root) / "nbs" / name, out / "executed" / name, parameters[name], root, workers, timeout
+        ): name
+        for name in rest
+    }
+
+# %% ../../nbs/companion/runner.ipynb #33d94db1
 def run_all(
     root,  # Folder of a checkout
     out=None,  # The companion's folder; None: runs/companion of the checkout
@@ -357,19 +371,24 @@ def run_all(
     width = max(len(name) for name in [*rest, *(outcome["notebook"] for outcome in kept)]) - 5
     for number, outcome in enumerate(kept, 1):
         say(say_outcome(number, total, outcome, width))
-    size, spawn = max(1, min(workers, len(rest))), get_context("spawn")
+    size, spawn, others = max(1, min(workers, len(rest))), get_context("spawn"), active_children()
     with ProcessPoolExecutor(size, mp_context=spawn, initializer=_end_with_parent) as pool:
-        pending = {
-            pool.submit(
-                execute, Path(root) / "nbs" / name, out / "executed" / name, parameters[name], root, workers, timeout
-            ): name
-            for name in rest
-        }
-        for name, outcome in in_order_of_arrival(pending):
-            outcome |= {"notebook": name, "mode": "full" if full and parameters[name] else "quick", "key": key[name]}
-            write_atomically(outcome_file(out, name), json.dumps(outcome, indent=1, sort_keys=True, ensure_ascii=False))
-            outcomes.append(outcome)
-            say(say_outcome(len(outcomes), total, outcome, width))
+        try:
+            for name, outcome in in_order_of_arrival(_started(pool, root, out, rest, parameters, workers, timeout)):
+                outcome |= {
+                    "notebook": name,
+                    "mode": "full" if full and parameters[name] else "quick",
+                    "key": key[name],
+                }
+                text = json.dumps(outcome, indent=1, sort_keys=True, ensure_ascii=False)
+                write_atomically(outcome_file(out, name), text)
+                outcomes.append(outcome)
+                say(say_outcome(len(outcomes), total, outcome, width))
+        except BaseException:  # stopped, or no room: what is at work is not waited for
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in set(active_children()) - set(others):
+                worker.kill()
+            raise
     return sorted(outcomes, key=lambda outcome: outcome["notebook"])
 
 # %% ../../nbs/companion/runner.ipynb #39884172

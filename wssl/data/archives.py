@@ -8,6 +8,7 @@ __all__ = ['ARCHIVES', 'received', 'fetch', 'read_archive', 'resized', 'archive_
 # %% ../../nbs/5_data/archives.ipynb #cecec53f
 import hashlib
 import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from functools import partial
@@ -89,7 +90,8 @@ def read_archive(
     "A split as torchvision reads it. Raises `InputError` where the archive is neither there nor to be had."
     stl = source == "stl10"
     dataset = partial(ARCHIVES[source], cache, **({"split": split} if stl else {"train": split == "train"}))
-    with alone(cache / f".{ARCHIVES[source].filename}.lock"), warnings.catch_warnings():
+    lock, room = cache / f".{ARCHIVES[source].filename}.lock", room_for(f"the files of {source}", cache)
+    with room, alone(lock), warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", np.exceptions.VisibleDeprecationWarning
         )  # numpy 2.4.0 to 2.4.4, of pickles of 2009
@@ -97,8 +99,10 @@ def read_archive(
             data = dataset()
         except RuntimeError:  # not unpacked, or not whole
             fetch(source, cache)
-            with room_for(f"the files of {source}", cache):
-                data = dataset(download=True)
+            shutil.rmtree(
+                cache / ARCHIVES[source].base_folder, ignore_errors=True
+            )  # it would unpack no names of classes
+            data = dataset(download=True)
     pixels, labels = (data.data, data.labels) if stl else (data.data.transpose(0, 3, 1, 2), data.targets)
     return pixels, np.asarray(labels).astype(np.int64), list(data.classes)
 

@@ -21,6 +21,7 @@ import shutil
 import sys
 import time
 import warnings
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,7 +42,7 @@ from wssl.core.collectives import (
     world_size,
 )
 from ..core.environment import environment
-from ..core.paths import write_atomically
+from ..core.paths import locked, sealed, unsealed, write_atomically
 from ..core.rows import normalize_rows
 from ..core.schedules import cosine, linear, warmup_cosine
 from ..core.seeds import generator, seed_everything, stream_seed
@@ -424,6 +425,7 @@ def save_checkpoint(
     step: int,  # Steps done
     probe: OnlineProbe | None = None,
     keep: int = 2,  # Newest checkpoints that stay
+    about: dict | None = None,  # More for its manifest: the config, the history
 ) -> Path:  # checkpoint-<step>
     "Write a checkpoint whole or not at all, then remove the oldest ones."
     from safetensors.torch import save
@@ -435,10 +437,14 @@ def save_checkpoint(
     if probe:
         state |= {"probe": probe.state_dict(), "probe_optimizer": probe.optimizer.state_dict()}
     torch.save(state, buffer)
+    files = {"model.safetensors": save(weights), "state.pt": buffer.getvalue()}
+    sums = {name: zlib.crc32(content) for name, content in files.items()}
     try:
         temporary.mkdir(parents=True)
-        (temporary / "model.safetensors").write_bytes(save(weights))
-        (temporary / "state.pt").write_bytes(buffer.getvalue())
+        for name, content in files.items():
+            (temporary / name).write_bytes(content)
+        manifest = {"epoch": epoch, "step": step, "files": sums, **(about or {})}
+        (temporary / "manifest.json").write_text(sealed(manifest))
         for path in (*temporary.iterdir(), temporary):
             _sync(path)
     except OSError:
@@ -461,6 +467,30 @@ def checkpoints(
     return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True)
 
 # %% ../../nbs/9_training/loop.ipynb #65828610
+def _manifest(folder):
+    "What a checkpoint says about itself; empty for one that is older than manifests. Raises `InputError` for a changed one."
+    path = Path(folder) / "manifest.json"
+    return unsealed(path) if path.is_file() else {}
+
+
+def _newest_manifest(out):
+    "Of the newest checkpoint whose manifest can be read; empty where there is none."
+    for folder in checkpoints(out):
+        with contextlib.suppress(InputError):
+            return _manifest(folder)
+    return {}
+
+# %% ../../nbs/9_training/loop.ipynb #33eb40b1
+def _check_files(folder):
+    "Compare the files of a checkpoint with its manifest. Raises `InputError` where one has changed."
+    for name, said in _manifest(folder).get("files", {}).items():
+        found = 0
+        with open(Path(folder) / name, "rb") as file:
+            while content := file.read(1 << 20):
+                found = zlib.crc32(content, found)
+        expect(found == said, f"{name} as it was written", "one that does not fit its checksum")
+
+# %% ../../nbs/9_training/loop.ipynb #87529d1a
 def load_checkpoint(
     folder: Path,  # A checkpoint
     method: nn.Module,  # Gets its weights
@@ -472,6 +502,7 @@ def load_checkpoint(
 
     at = next(method.parameters()).device
     try:
+        _check_files(folder)
         weights = load_file(Path(folder) / "model.safetensors", device=str(at))
         state = torch.load(Path(folder) / "state.pt", map_location=at, weights_only=True)
         method.load_state_dict(weights)
@@ -512,9 +543,18 @@ class Run:
         "The run in a directory, complete or not. Raises `InputError` where there is none."
         path = Path(path)
         expect((path / "config.json").is_file(), "a run directory with a config.json", path.name)
-        config = TrainConfig.from_dict(json.loads((path / "config.json").read_text()))
+        config, manifest = TrainConfig.from_dict(unsealed(path / "config.json")), _newest_manifest(path)
+        if "config" in manifest:
+            difference = differences(TrainConfig.from_dict(manifest["config"]).identity(), config.identity())
+            expect(not difference, f"config.json to be the one of {path.name}'s newest checkpoint", difference)
+        history = manifest.get("history", [])
+        history = (
+            history + [line for line in read_metrics(path) if line["step"] > manifest["step"]]
+            if history
+            else read_metrics(path)
+        )
         summary = path / "summary.json"
-        return cls(path, config, read_metrics(path), json.loads(summary.read_text()) if summary.is_file() else {})
+        return cls(path, config, history, unsealed(summary) if summary.is_file() else {})
 
     @property
     def final(self) -> dict:
@@ -544,15 +584,16 @@ def read_metrics(
     out: Path,  # Run directory
     upto: int | None = None,  # Lines of later steps are left out
 ) -> list[dict]:
-    "The lines of metrics.jsonl; a last line that was cut short is no line."
+    "The lines of metrics.jsonl; one that was cut short or torn is no line, nor are those behind it."
     lines = []
     path = Path(out) / "metrics.jsonl"
-    for text in path.read_text().splitlines() if path.is_file() else ():
+    for text in path.read_bytes().splitlines() if path.is_file() else ():
         try:
             line = json.loads(text)
-        except json.JSONDecodeError:
+            counts = upto is None or line["step"] <= upto
+        except (ValueError, KeyError, TypeError, RecursionError):
             break
-        if upto is None or line["step"] <= upto:
+        if counts:
             lines.append(line)
     return lines
 
@@ -565,37 +606,17 @@ def run_directory(
     return Path(config.out or f"runs/{method_name(config.method)}-{config.variant}-{source}-s{config.seed}")
 
 # %% ../../nbs/9_training/loop.ipynb #42d14f48
-@contextlib.contextmanager
 def _locked(out):
     "The run directory for this process alone, until it ends, in whatever way. Raises `InputError` where another one is in it."
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        file = open(out / ".lock", "a+")
-    except OSError as error:
-        raise InputError(f"expected a run directory to write to; received {out} ({error.strerror})") from None
-    with file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system gives it back when the process is gone
-        except BlockingIOError:
-            file.seek(0)
-            raise InputError(
-                f"expected a run directory that nobody trains in; received {out} (process {file.read()} does)"
-            ) from None
-        except ImportError:  # a system without such locks
-            pass
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+    return locked(out, "a run directory", "trains")
 
 # %% ../../nbs/9_training/loop.ipynb #88f8c69f
 def _claim(out, config):
     "Make the run directory, or check that it belongs to `config`."
     path = out / "config.json"
-    if path.is_file():
-        difference = differences(TrainConfig.from_dict(json.loads(path.read_text())).identity(), config.identity())
+    held = _newest_manifest(out).get("config") or (unsealed(path) if path.is_file() else None)
+    if held:
+        difference = differences(TrainConfig.from_dict(held).identity(), config.identity())
         expect(not difference, f"run directory {out.name!r} to hold the same config", difference)
     write_atomically(path, json.dumps(config.to_dict(), indent=1) + "\n")
 
@@ -614,12 +635,19 @@ def _restore(out, method, optimizer, probe, say):
                 say(f"{error}; trying the one before")
                 for part, values in zip(_stateful(method, optimizer, probe), kept, strict=True):
                     part.load_state_dict(values)
-        lines = read_metrics(out, upto=state["step"]) if state["epoch"] else []
-        write_atomically(out / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        lines = _lines_of(out, found) if found else []
+        with _writing(out, "at the start"):
+            write_atomically(out / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     found, lines = from_first((found, lines) if rank(WORLD) == 0 else None)
     if rank(WORLD) and found:
         state = load_checkpoint(found, method, optimizer, probe)
     return state, lines
+
+
+def _lines_of(out, folder):
+    "The history up to a checkpoint that was read: its own, or for one without a manifest that of metrics.jsonl."
+    manifest = _manifest(folder)
+    return manifest["history"] if "history" in manifest else read_metrics(out, int(folder.name.rpartition("-")[2]))
 
 
 def _stateful(method, optimizer, probe):
@@ -703,12 +731,15 @@ def train(
 def _train(config, method, out, data, say, events):
     "`train` in a directory that is ours; only rank 0 writes and speaks."
     if rank(WORLD) == 0:
-        _claim(out, config)
-    if from_first((out / "summary.json").is_file()):
+        with _writing(out, "at the start"):
+            _claim(out, config)
+    if from_first(rank(WORLD) == 0 and _complete(out, say)):
         say(f"{out} is complete")
         return from_first(Run.read(out) if rank(WORLD) == 0 else None)
     method, net, optimizer, probe, loss_of, state, history = _prepare(config, method, out, data[0], say)
-    writer, curves = _event_writer(out, state["step"]) if events else None, None
+    curves = None
+    with _writing(out, "at the start"):
+        writer = _event_writer(out, state["step"]) if events else None
     if not state["epoch"]:
         method.start(views for views, _ in batches_of_views(data[0], config, -1))
     for epoch in range(state["epoch"] or -1, config.epochs):
@@ -720,12 +751,15 @@ def _train(config, method, out, data, say, events):
             with _writing(out, f"after epoch {epoch + 1}"):
                 _append(out, line)
                 if epoch >= 0:
-                    save_checkpoint(out, method, optimizer, epoch + 1, line["step"], probe)
-        for name, value in line.items() if writer else ():
-            if isinstance(value, float):
-                writer.add_scalar(name, value, line["step"])
+                    about = {"config": config.to_dict(), "history": history}
+                    save_checkpoint(out, method, optimizer, epoch + 1, line["step"], probe, about=about)
+        with _writing(out, f"after epoch {epoch + 1}"):
+            for name, value in line.items() if writer else ():
+                if isinstance(value, float):
+                    writer.add_scalar(name, value, line["step"])
     if writer:
-        writer.close()
+        with _writing(out, "at the end"):
+            writer.close()
     return from_first(_finish(out, config, history, method, data, curves) if rank(WORLD) == 0 else None)
 
 # %% ../../nbs/9_training/loop.ipynb #9a3739d8
@@ -757,6 +791,18 @@ def _prepare(config, method, out, images, say):
         loss_of = torch.compile(objective, fullgraph=True, dynamic=False, mode=mode)
     net = in_parallel(method) if world_size(WORLD) > 1 else method
     return method, net, optimizer, probe, loss_of, state, history
+
+# %% ../../nbs/9_training/loop.ipynb #c23e0aa9
+def _complete(out, say):
+    "Whether the run has come to its end; a summary that has changed since is taken away, to be written again."
+    path = out / "summary.json"
+    try:
+        expect(not path.is_file() or "final" in unsealed(path), "summary.json of a run", "another one")
+        return path.is_file()
+    except InputError as error:
+        say(f"{error}; writing it again")
+        path.unlink()
+        return False
 
 # %% ../../nbs/9_training/loop.ipynb #76d61abc
 @contextlib.contextmanager
@@ -826,5 +872,5 @@ def _finish(out, config, history, method, data, curves):
         "environment": environment(),
     }
     with _writing(out, "at the end"):
-        write_atomically(out / "summary.json", json.dumps(summary, indent=1) + "\n")
+        write_atomically(out / "summary.json", sealed(summary))
     return Run(out, config, history, summary)
