@@ -63,6 +63,7 @@ def cut_tiles(
     u: Tensor | None = None,  # (n, 18), uniform in [0, 1): where in its cell each tile lies; None: in the middle
 ) -> Tensor:  # (n, 9, c, h, w), row by row
     "The tiles of a 3 by 3 grid (Doersch et al. 2015; Noroozi and Favaro 2016). Raises `InputError` for a gap that leaves less than 2 pixels."
+    expect(x.ndim == 4, "images (n, c, H, W)", f"shape {tuple(x.shape)}")
     n, c, *sides = x.shape
     expect(0 <= gap <= min(sides) // 3 - 2, f"a gap from 0 to {min(sides) // 3 - 2} pixels", gap)
     free = x.new_full((n, 18), 0.5) if u is None else u
@@ -81,8 +82,14 @@ def cut_tiles(
 def standardize_tiles(
     tiles: Tensor,  # (..., h, w)
     eps: float = 1e-5,  # Added to the variance
-) -> Tensor:  # The same shape
+) -> Tensor:  # The same shape, float32 or wider
     "Each channel of each tile with mean 0 and variance 1, divided by the number of pixels (Noroozi and Favaro 2016); 0 where it is constant."
+    expect(
+        tiles.ndim >= 2 and tiles.is_floating_point(),
+        "tiles (..., h, w) in floating point",
+        f"{tiles.dtype} {tuple(tiles.shape)}",
+    )
+    tiles = widen(tiles)
     centred = tiles - tiles.mean((-2, -1), keepdim=True)
     return centred * (centred.square().mean((-2, -1), keepdim=True) + eps).rsqrt()
 
@@ -227,6 +234,11 @@ def task_loss(
     Tensor, Tensor
 ]:  # Cross-entropy, ln k for an answer of 1/k everywhere; share of questions answered right, no gradient
     "Cross-entropy of a pretext task. Raises `InputError` for targets of another shape."
+    expect(
+        scores.ndim == 2 and scores.is_floating_point(),
+        "scores (n, k) in floating point",
+        f"{scores.dtype} {tuple(scores.shape)}",
+    )
     fits = target.shape in (scores.shape, scores.shape[:1])
     expect(fits, f"targets of shape {tuple(scores.shape[:1])} or {tuple(scores.shape)}", f"shape {tuple(target.shape)}")
     right = target if target.ndim == 1 else target.argmax(1)
