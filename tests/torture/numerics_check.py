@@ -6,7 +6,7 @@ import math
 import numpy as np
 import torch
 
-from tests.torture.numerics_table import ANY, SUBJECTS, Case
+from tests.torture.numerics_table import ANY, DTYPES, SUBJECTS, Case
 from wssl.core.checks import InputError
 
 MOVES = 2  # Draws of rounding errors on the inputs
@@ -58,7 +58,8 @@ def _tolerance(subject, case, arrays, expected):
     size = subject.size(case.n, case.m) if callable(subject.size) else subject.size
     floor = subject.floor * eps * (np.abs(expected).max(initial=0) + size)
     slack = subject.slack(case, arrays, eps) if subject.slack else 0
-    return float(floor + SPREAD * moved + slack)
+    tiny = torch.finfo(DTYPES[case.dtype] if case.dtype == "float64" and not subject.single else torch.float32).tiny
+    return float(floor + SPREAD * moved + slack + tiny)
 
 
 def inside(subject, case):
@@ -182,13 +183,13 @@ def invariance(name, case):
     subject = SUBJECTS[name]
     inputs = subject.inputs(case)
     before = _called(subject, inputs)
-    if before is None or not subject.posed(case) or not inside(subject, case):
+    if before is None or not torch.isfinite(before).all() or not subject.posed(case) or not inside(subject, case):
         return 0.0, 0.0
     arrays = _arrays(inputs)
     expected = _reference(subject, case, arrays, arrays) if subject.reference else before.double().numpy()
     tolerance = 2 * (_tolerance(subject, case, arrays, expected) if subject.reference else 1e-4) + 1e-30
     worst = 0.0
-    if subject.scale and case.kind != "subnormal":
+    if subject.scale and case.kind != "subnormal" and case.exponent > -10:  # shorter rows count as zero
         factor = 4.0 if case.exponent <= 0 else 0.25
         after = _called(subject, [x * factor if x.is_floating_point() else x for x in inputs])
         worst = float((after - before).double().abs().max())
@@ -251,7 +252,7 @@ def misfit(name, case):
             except Broken as error:
                 raise Broken(f"input {place} with {what}: {error}") from error
         if place and inputs[0].ndim == 2:
-            for what, bad in (("a row less", x[1:]), ("a column less", x[:, 1:])):
+            for what, bad in (("a row less", x[1:]), ("a column less", x[..., 1:])):
                 try:
                     _called(subject, [*inputs[:place], bad, *inputs[place + 1 :]])
                 except Broken as error:

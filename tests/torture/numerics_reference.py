@@ -77,19 +77,19 @@ def zscore(x, c):
 
 
 def gaussian_w2(x, c):
-    mean, cov = x
+    mean, cov = x[0], (x[1] + x[1].T) / 2
     values = np.clip(eigh(cov, eigvals_only=True), 0, None)
     return math.sqrt(mean @ mean + np.square(np.sqrt(values) - 1 / math.sqrt(len(mean))).sum())
 
 
 def gaussian_kl(x, c):
-    mean, cov = x
+    mean, cov = x[0], (x[1] + x[1].T) / 2
     m = len(mean)
     return 0.5 * (m * np.trace(cov) + m * mean @ mean - m - np.linalg.slogdet(m * cov)[1])
 
 
 def bhattacharyya(x, c):
-    mean, cov = x
+    mean, cov = x[0], (x[1] + x[1].T) / 2
     m = len(mean)
     middle = (cov + np.eye(m) / m) / 2
     logs = [np.linalg.slogdet(matrix)[1] for matrix in (middle, cov, np.eye(m) / m)]

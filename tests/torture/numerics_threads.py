@@ -26,7 +26,8 @@ def _everything():
             found["metrics"].append([name, float(subject.call(*inputs).double().sum())])
             continue
         leaves = [x.requires_grad_() for x in inputs[: subject.free]]
-        total = subject.call(*inputs).sum()
+        total = subject.call(*inputs)
+        total = (total * torch.arange(total.numel()).view(total.shape).cos()).sum()
         found["losses"].append([name, float(total)])
         grads = torch.autograd.grad(total, leaves, allow_unused=True)
         found["gradients"].append([name, sum(float(g.double().norm()) for g in grads if g is not None)])
@@ -34,7 +35,7 @@ def _everything():
     centroids = spherical_kmeans(z[:4000], 20, iterations=5, generator=torch.Generator().manual_seed(1))
     found["kmeans"] = [["spherical_kmeans", float(centroids.double().abs().sum())]]
     found["sinkhorn"] = [["sinkhorn_knopp", float((sinkhorn_knopp(z) ** 2).double().sum())]]
-    found["training"] = [["byol on digits, 3 steps", _training()]]
+    found["training"] = [["simclr, 5 steps", _training()]]
     return found
 
 

@@ -37,5 +37,5 @@ def normalize_rows(
     "Each row divided by its length; like `F.normalize`, with a gradient of 0 where that has none."
     z = widen(z)
     length = row_lengths(z)
-    alive = length > eps
-    return torch.where(alive, z, z.detach()) / torch.where(alive, length, eps)
+    dead = length <= eps
+    return torch.where(dead, z.detach(), z) / torch.where(dead, eps, length)

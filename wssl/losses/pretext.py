@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.checks import expect
-from ..core.rows import widen
+from ..core.rows import row_lengths, widen
 from ..core.seeds import generator
 
 # %% ../../nbs/4_losses/pretext.ipynb #bde39ad5
@@ -91,7 +91,10 @@ def standardize_tiles(
     )
     tiles = widen(tiles)
     centred = tiles - tiles.mean((-2, -1), keepdim=True)
-    return centred * (centred.square().mean((-2, -1), keepdim=True) + eps).rsqrt()
+    squares = (
+        row_lengths(centred.flatten(-2)).double().square() / centred.shape[-2:].numel()
+    )  # they may be too large for float32
+    return centred * (squares.unsqueeze(-1) + eps).rsqrt().to(tiles.dtype)
 
 # %% ../../nbs/4_losses/pretext.ipynb #0cf9a5b9
 NEIGHBOURS = (0, 1, 2, 3, 5, 6, 7, 8)
@@ -241,6 +244,7 @@ def task_loss(
     )
     fits = target.shape in (scores.shape, scores.shape[:1])
     expect(fits, f"targets of shape {tuple(scores.shape[:1])} or {tuple(scores.shape)}", f"shape {tuple(target.shape)}")
+    expect(not target.is_complex(), "targets that are integers or probabilities", target.dtype)
     right = target if target.ndim == 1 else target.argmax(1)
     wide = widen(scores)
     each = F.cross_entropy(wide, target if target.ndim == 1 else target.to(wide.dtype), reduction="none")
