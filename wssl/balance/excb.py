@@ -9,7 +9,7 @@ __all__ = ['balanced', 'ClusterBalancer']
 import torch
 from torch import Tensor, nn
 
-from ..core.checks import as_embeddings, as_labels, expect
+from ..core.checks import as_embeddings, as_labels, check_finite, expect
 from ..core.collectives import all_reduce_sum
 
 # %% ../../nbs/3_balance/excb.ipynb #2b5c8ccf
@@ -22,6 +22,8 @@ def balanced(
     similarities = as_embeddings(similarities, "similarities")
     k = similarities.shape[1]
     expect(relative_sizes.shape == (k,), f"relative sizes of shape ({k},)", f"shape {tuple(relative_sizes.shape)}")
+    expect(relative_sizes.is_floating_point(), "relative sizes in floating point", relative_sizes.dtype)
+    check_finite(relative_sizes, "relative sizes")
     expect(gamma > 0, "a gamma above 0", gamma)
     r = relative_sizes**gamma
     slope = torch.minimum(r, 1 / r)
@@ -73,7 +75,7 @@ class ClusterBalancer(nn.Module):
         group=None,  # None: this process alone; `WORLD`: all processes; or a ProcessGroup
     ):
         "Move the sizes towards the shares of `labels` over all processes. Raises `InputError` for no labels or, on the CPU, labels beyond k."
-        k, labels = len(self.sizes), as_labels(labels, len(labels))
+        k, labels = len(self.sizes), as_labels(labels, labels.numel())
         expect(len(labels) >= 1, "at least 1 label", len(labels))
         if labels.device.type == "cpu" and not torch.compiler.is_compiling():
             expect(

@@ -29,7 +29,7 @@ def _moved(x, centroids, labels, cosine, empty):
 # %% ../../nbs/3_balance/kmeans.ipynb #8f5a3218
 @torch.no_grad()
 def spherical_kmeans(
-    x: Tensor,  # Rows to cluster, shape (n, m); any length above 0
+    x: Tensor,  # Rows to cluster, shape (n, m); any length above 1e-12
     k: int,  # Clusters, 1..n
     iterations: int = 50,  # Rounds at most; as many again where a cluster is still empty
     generator: torch.Generator | None = None,  # Source of the first centroids, k rows of `x`; None: the global one
@@ -40,9 +40,8 @@ def spherical_kmeans(
     expect(1 <= k <= n, f"a number of clusters in 1..{n}", k)
     expect(iterations >= 1, "at least 1 iteration", iterations)
     x = normalize_rows(x)
-    expect(
-        bool((x != 0).any(1).all()), "rows of a length above 0", f"{int((x == 0).all(1).sum())} of {n} rows that are 0"
-    )
+    short = int((torch.linalg.vector_norm(x, dim=1) < 0.5).sum())  # `normalize_rows` knows no direction of theirs
+    expect(not short, "rows of a length above 1e-12", f"{short} of {n} rows that are shorter")
     start = torch.randperm(n, generator=generator, device=generator.device if generator else "cpu")[:k]
     centroids, before = x[start.to(x.device)], None
     for done in range(2 * iterations):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .sinkhorn import sinkhorn_knopp
-from ..core.checks import as_embeddings, as_labels, as_views, expect
+from ..core.checks import as_embeddings, as_labels, as_views, check_finite, expect
 from ..core.collectives import all_gather_rows, all_reduce_sum, rank, world_size
 from ..core.rows import normalize_rows, widen
 
@@ -37,7 +37,7 @@ def assignment_softness(
     group=None,  # The group that the assignment was made with
 ) -> dict[str, float]:  # "self": mean A_ii; "same": mass on others of the class; "support": samples that share a row
     "Means over all samples that say how far an assignment is from the identity. Raises `InputError` for a shape that is not (n, n * processes)."
-    a = widen(as_embeddings(assignment, "assignment"))
+    a = check_finite(widen(as_embeddings(assignment, "assignment")), "assignment")
     n, total = len(a), len(a) * world_size(group)
     expect(a.shape[1] == total, f"an assignment of shape ({n}, {total})", f"shape {tuple(a.shape)}")
     own = a.diagonal(rank(group) * n)

@@ -24,6 +24,7 @@ def soft_cross_entropy(
 ) -> Tensor:  # Shape (n,), float32 or wider
     "Cross-entropy of softmax(`scores` / `temperature`) against `target`, row by row. Raises `InputError` for a temperature that is not positive or another shape."
     expect(temperature > 0, "a temperature above 0", temperature)
+    scores, target = as_embeddings(scores, "scores"), as_embeddings(target, "a target")
     expect(scores.shape == target.shape, f"a target of shape {tuple(scores.shape)}", f"shape {tuple(target.shape)}")
     scaled, target = widen(scores) / temperature, widen(target.detach())
     return target.sum(1) * scaled.logsumexp(1) - (target * scaled).sum(1)
@@ -52,7 +53,8 @@ def dino_loss(
     "Cross-entropy of the student against the teacher, the mean over pairs of different views (Caron et al. 2021, Eq. 3). Raises `InputError` for fewer than two views or targets of other than two."
     expect(len(student) >= 2, "scores of at least 2 views", len(student))
     expect(len(teacher) == 2, "targets of 2 global views", len(teacher))
-    others = [teacher[1], teacher[0]] + [teacher[0] + teacher[1]] * (len(student) - 2)
+    one, two = (widen(target) for target in as_views(*teacher))
+    others = [two, one] + [one + two] * (len(student) - 2)
     rows = [soft_cross_entropy(each, target, temperature) for each, target in zip(student, others, strict=True)]
     return torch.stack(rows).sum(0).mean() / (2 * (len(student) - 1))
 
@@ -66,8 +68,8 @@ def excb_loss(
     "Cross-entropy of projector and predictor against balanced targets, the mean over 2(3 + L) terms (Metaxas et al. 2024). Raises `InputError` for fewer than two views or other than two targets."
     expect(len(projected) == len(targets) == 2, "scores and targets of 2 global views", (len(projected), len(targets)))
     expect(len(predicted) >= 2, "predictor scores of at least 2 views", len(predicted))
-    both = targets[0] + targets[1]
-    pairs = [(projected[1], targets[0]), (projected[0], targets[1]), *((each, both) for each in predicted)]
+    one, two = (widen(target) for target in as_views(*targets))
+    pairs = [(projected[1], one), (projected[0], two), *((each, one + two) for each in predicted)]
     rows = [soft_cross_entropy(scores, target, temperature) for scores, target in pairs]
     return torch.stack(rows).sum(0).mean() / (2 * (len(predicted) + 1))
 
@@ -82,5 +84,7 @@ def resa_loss(
     "Cross-entropy of the cosines with all momentum embeddings against `assignment`, one direction (Weng et al. 2025). Raises `InputError` for a temperature that is not positive or another shape."
     z, z_momentum = as_views(z, z_momentum)
     everyone = all_gather_rows(normalize_rows(z_momentum), group)
-    rows = soft_cross_entropy(normalize_rows(z) @ everyone.T, as_embeddings(assignment, "assignment"), temperature)
+    with torch.autocast(z.device.type, enabled=False):
+        cosines = normalize_rows(z) @ everyone.T
+    rows = soft_cross_entropy(cosines, as_embeddings(assignment, "assignment"), temperature)
     return all_reduce_sum(rows.sum(), group) / (len(rows) * world_size(group))

@@ -29,7 +29,8 @@ def nt_xent(
     n, total = z1.shape[0], everyone.shape[0] // 2
     mine = torch.arange(n, device=z1.device) + rank(group) * n
     oneself, other = torch.cat([mine, mine + total]), torch.cat([mine + total, mine])
-    logits = torch.cat([z1, z2]) @ everyone.T / temperature  # (2n, 2N)
+    with torch.autocast(z1.device.type, enabled=False):  # an error of a cosine is divided by the temperature
+        logits = torch.cat([z1, z2]) @ everyone.T / temperature  # (2n, 2N)
     logits = logits.scatter(1, oneself[:, None], -torch.inf)
     return all_reduce_sum(F.cross_entropy(logits, other, reduction="sum"), group) / (2 * total)
 
@@ -46,11 +47,13 @@ def info_nce(
     expect(temperature > 0, "a temperature above 0", temperature)
     q, k = normalize_rows(q), normalize_rows(k)
     n = q.shape[0]
-    target = torch.zeros(n, dtype=torch.long, device=q.device)
-    if negatives is None:
-        logits, target = q @ all_gather_rows(k, group).T, torch.arange(n, device=q.device) + rank(group) * n
-    else:
-        negatives = normalize_rows(as_embeddings(negatives, "negatives"))
-        logits = torch.cat([(q * k).sum(1, keepdim=True), q @ negatives.T], 1)
-    total = F.cross_entropy(logits / temperature, target, reduction="sum")
+    with torch.autocast(q.device.type, enabled=False):
+        if negatives is None:
+            logits, target = q @ all_gather_rows(k, group).T, torch.arange(n, device=q.device) + rank(group) * n
+        else:
+            negatives = normalize_rows(as_embeddings(negatives, "negatives"))
+            expect(negatives.shape[1] == k.shape[1], f"negatives of {k.shape[1]} columns", f"{negatives.shape[1]}")
+            logits = torch.cat([(q * k).sum(1, keepdim=True), q @ negatives.T], 1)
+            target = torch.zeros(n, dtype=torch.long, device=q.device)
+        total = F.cross_entropy(logits / temperature, target, reduction="sum")
     return all_reduce_sum(total, group) / (n * world_size(group))

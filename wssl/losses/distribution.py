@@ -72,6 +72,8 @@ class WassersteinUniformityLoss(nn.Module):
 
     def forward(self, *views: Tensor, progress: float = 0.0) -> Tensor:
         weight = self.weight * (self.schedule(progress) if self.schedule else 1)
+        shapes = [tuple(z.shape) for z in views]
+        expect(len({shape[1:] for shape in shapes}) == 1, "views with the same number of columns", shapes)
         if weight == 0:
             return views[0].new_zeros(())
         return weight * wasserstein_uniformity(torch.cat(views), squared=self.squared, group=self.group)

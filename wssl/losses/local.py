@@ -9,7 +9,7 @@ __all__ = ['closest_pairs', 'feature_distances', 'map_places', 'local_vicreg']
 import torch
 from torch import Tensor
 
-from ..core.checks import expect
+from ..core.checks import check_finite, expect
 from ..core.collectives import all_gather_rows, all_reduce_sum
 from ..core.rows import widen
 from .redundancy import _centred, vicreg_invariance, vicreg_variance
@@ -62,8 +62,10 @@ def _redundancy(x, group):
     rows = (all_gather_rows(centred, group) if few else centred).unflatten(1, x.shape[1:]).transpose(0, 1)
     with torch.autocast(x.device.type, enabled=False):
         products = rows @ rows.mT if few else all_reduce_sum(rows.mT @ rows, group)
-    squares = (products / (total - 1)).square().sum() - variances.square().sum()
-    return squares / variances.numel()
+    products = products / (total - 1)
+    if not few:  # symmetric: twice what lies above the diagonal
+        return 2 * products.triu(1).square().sum() / variances.numel()
+    return (products.square().sum() - variances.square().sum()).clamp_min(0) / variances.numel()
 
 
 def _criterion(x, y, group, invariance, variance, covariance):
@@ -98,6 +100,9 @@ def local_vicreg(
     "VICReg between matched places, in both directions (Bardes et al. 2022b and their code). Raises `InputError` for maps that are not of one shape, more pairs than places, a negative weight, three weights of 0 or fewer than two images."
     same = maps1.ndim == 3 and maps1.shape == maps2.shape
     expect(same, "two maps of one shape (n, p, m)", f"{tuple(maps1.shape)} and {tuple(maps2.shape)}")
+    for maps in (maps1, maps2):
+        expect(maps.is_floating_point(), "maps in floating point", maps.dtype)
+        check_finite(maps, "maps")  # what is infinitely far would be matched with nothing
     weights = invariance, variance, covariance
     expect(min(weights) >= 0 < max(weights), "weights of at least 0, not all 0", weights)
     tables = [feature_distances(maps1, maps2)]

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.checks import expect
-from ..core.rows import widen
+from ..core.rows import row_lengths, widen
 from ..core.seeds import generator
 
 # %% ../../nbs/4_losses/pretext.ipynb #bde39ad5
@@ -63,6 +63,7 @@ def cut_tiles(
     u: Tensor | None = None,  # (n, 18), uniform in [0, 1): where in its cell each tile lies; None: in the middle
 ) -> Tensor:  # (n, 9, c, h, w), row by row
     "The tiles of a 3 by 3 grid (Doersch et al. 2015; Noroozi and Favaro 2016). Raises `InputError` for a gap that leaves less than 2 pixels."
+    expect(x.ndim == 4, "images (n, c, H, W)", f"shape {tuple(x.shape)}")
     n, c, *sides = x.shape
     expect(0 <= gap <= min(sides) // 3 - 2, f"a gap from 0 to {min(sides) // 3 - 2} pixels", gap)
     free = x.new_full((n, 18), 0.5) if u is None else u
@@ -81,10 +82,19 @@ def cut_tiles(
 def standardize_tiles(
     tiles: Tensor,  # (..., h, w)
     eps: float = 1e-5,  # Added to the variance
-) -> Tensor:  # The same shape
+) -> Tensor:  # The same shape, float32 or wider
     "Each channel of each tile with mean 0 and variance 1, divided by the number of pixels (Noroozi and Favaro 2016); 0 where it is constant."
+    expect(
+        tiles.ndim >= 2 and tiles.is_floating_point(),
+        "tiles (..., h, w) in floating point",
+        f"{tiles.dtype} {tuple(tiles.shape)}",
+    )
+    tiles = widen(tiles)
     centred = tiles - tiles.mean((-2, -1), keepdim=True)
-    return centred * (centred.square().mean((-2, -1), keepdim=True) + eps).rsqrt()
+    squares = (
+        row_lengths(centred.flatten(-2)).double().square() / centred.shape[-2:].numel()
+    )  # they may be too large for float32
+    return centred * (squares.unsqueeze(-1) + eps).rsqrt().to(tiles.dtype)
 
 # %% ../../nbs/4_losses/pretext.ipynb #0cf9a5b9
 NEIGHBOURS = (0, 1, 2, 3, 5, 6, 7, 8)
@@ -227,8 +237,14 @@ def task_loss(
     Tensor, Tensor
 ]:  # Cross-entropy, ln k for an answer of 1/k everywhere; share of questions answered right, no gradient
     "Cross-entropy of a pretext task. Raises `InputError` for targets of another shape."
+    expect(
+        scores.ndim == 2 and scores.is_floating_point(),
+        "scores (n, k) in floating point",
+        f"{scores.dtype} {tuple(scores.shape)}",
+    )
     fits = target.shape in (scores.shape, scores.shape[:1])
     expect(fits, f"targets of shape {tuple(scores.shape[:1])} or {tuple(scores.shape)}", f"shape {tuple(target.shape)}")
+    expect(not target.is_complex(), "targets that are integers or probabilities", target.dtype)
     right = target if target.ndim == 1 else target.argmax(1)
     wide = widen(scores)
     each = F.cross_entropy(wide, target if target.ndim == 1 else target.to(wide.dtype), reduction="none")

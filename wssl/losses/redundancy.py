@@ -10,9 +10,9 @@ __all__ = ['standardize', 'barlow_twins_loss', 'vicreg_invariance', 'vicreg_vari
 import torch
 from torch import Tensor
 
-from ..core.checks import as_views, expect
+from ..core.checks import as_views, check_finite, expect
 from ..core.collectives import all_gather_rows, all_reduce_sum, world_size
-from ..core.rows import widen
+from ..core.rows import row_lengths, widen
 from ..metrics.wasserstein import root_and_inverse_by_products
 
 # %% ../../nbs/4_losses/redundancy.ipynb #e9f92103
@@ -25,7 +25,8 @@ def standardize(
     z = widen(z)
     total = len(z) * world_size(group)
     centred = z - all_reduce_sum(z.sum(0), group) / total
-    return centred * (all_reduce_sum(centred.square().sum(0), group) / total + eps).rsqrt()
+    squares = row_lengths(centred.T).squeeze(1).double().square()  # in float64, where they do not overflow
+    return centred * (all_reduce_sum(squares, group) / total + eps).rsqrt().to(z.dtype)
 
 # %% ../../nbs/4_losses/redundancy.ipynb #0b049b47
 def barlow_twins_loss(
@@ -38,11 +39,11 @@ def barlow_twins_loss(
     "Distance of the cross-correlation of both views from the identity (Zbontar et al. 2021, Eq. 1). Raises `InputError` for a negative lambda."
     z1, z2 = as_views(z1, z2)
     expect(lambd >= 0, "lambd of at least 0", lambd)
-    c = all_reduce_sum(standardize(z1, group=group).T @ standardize(z2, group=group), group)
+    with torch.autocast(z1.device.type, enabled=False):
+        c = all_reduce_sum(standardize(z1, group=group).T @ standardize(z2, group=group), group)
     c = c / (len(z1) * world_size(group))
-    diagonal = c.diagonal()
-    redundancy = c.square().sum() - diagonal.square().sum()
-    return scale * ((1 - diagonal).square().sum() + lambd * redundancy)
+    redundancy = c.square().fill_diagonal_(0).sum()  # a difference of two sums would be rounding where it is small
+    return scale * ((1 - c.diagonal()).square().sum() + lambd * redundancy)
 
 # %% ../../nbs/4_losses/redundancy.ipynb #f090373d
 def _centred(z, group):
@@ -93,13 +94,14 @@ def _redundancy(z, group):
     "Sum of squares beside the diagonal of the covariance, divided by m."
     centred, total = _centred(z, group)
     with torch.autocast(z.device.type, enabled=False):
-        if total < z.shape[1]:
-            rows = all_gather_rows(centred, group)
-            products = rows @ rows.T
-        else:
+        if total >= z.shape[1]:
             products = all_reduce_sum(centred.T @ centred, group)
-    squares = (products / (total - 1)).square().sum() - _variances(z, group).square().sum()
-    return squares / z.shape[1]
+            return (products / (total - 1)).square().fill_diagonal_(0).sum() / z.shape[1]
+        rows = all_gather_rows(centred, group)
+        squares = (rows @ rows.T / (total - 1)).square().sum() - _variances(z, group).square().sum()
+    return (
+        squares.clamp_min(0) / z.shape[1]
+    )  # as many columns as rows are beside the diagonal: it is 0 only by rounding
 
 # %% ../../nbs/4_losses/redundancy.ipynb #da5bba6d
 def vicreg_terms(
@@ -133,6 +135,7 @@ def zca_matrix(
     "Inverse root of the shrunk `correlation`: the whitening that moves points least."
     eye = torch.eye(len(correlation), dtype=correlation.dtype, device=correlation.device)
     shrunk = (1 - shrink) * correlation + shrink * eye
+    check_finite(shrunk, "correlations of the embeddings")
     if correlation.is_cuda:  # an eigensolver waits for the device
         return root_and_inverse_by_products(shrunk)[1]
     values, vectors = torch.linalg.eigh(shrunk)
@@ -150,8 +153,9 @@ def zero_fcl_loss(
     expect(0 < shrink <= 1, "shrink in (0, 1]", shrink)
     total = len(z1) * world_size(group)
     s1, s2 = (standardize(z, group=group) for z in (z1, z2))
-    w1, w2 = (zca_matrix(all_reduce_sum((s.T @ s).detach(), group) / total, shrink) for s in (s1, s2))
-    agreement = all_reduce_sum(((s1 @ w1) * (s2 @ w2)).sum(0), group) / total
+    with torch.autocast(z1.device.type, enabled=False):
+        w1, w2 = (zca_matrix(all_reduce_sum((s.T @ s).detach(), group) / total, shrink) for s in (s1, s2))
+        agreement = all_reduce_sum(((s1 @ w1) * (s2 @ w2)).sum(0), group) / total
     return (1 - agreement).square().sum()
 
 # %% ../../nbs/4_losses/redundancy.ipynb #ba635d5a

@@ -16,7 +16,14 @@ from ..core.collectives import all_gather_rows, all_reduce_sum, rank, world_size
 from ..core.rows import widen
 from .distillation import byol_loss
 
-# %% ../../nbs/4_losses/whitening.ipynb #116e7b28
+# %% ../../nbs/4_losses/whitening.ipynb #eb078237
+def _near_one(centred, z, group):
+    "`centred` rows of `z` over the size of their largest entry, the same on all processes; 0 where that is rounding."
+    info = torch.finfo(z.dtype)
+    size, whole = all_reduce_sum(torch.stack([x.detach().abs().amax() for x in (centred, z)]), group).unbind()
+    return torch.where(size <= 4 * info.eps * whole, 0, centred / size.clamp_min(info.tiny))  # NaN stays NaN
+
+# %% ../../nbs/4_losses/whitening.ipynb #682f1cc7
 def cholesky_whiten(
     z: Tensor,  # Embeddings, shape (n, m); any length
     size: int | None = None,  # Rows whitened together, more than m and a divisor of n; None: the whole batch
@@ -33,6 +40,7 @@ def cholesky_whiten(
     parts = z.view(1 if size is None else n // size, -1, m)
     with torch.autocast(z.device.type, enabled=False):
         centred = parts - all_reduce_sum(parts.sum(1, keepdim=True), group) / total
+        centred = centred if eps else _near_one(centred, z, group)
         cov = all_reduce_sum(centred.mT @ centred, group) / (total - 1)
         factor, failed = torch.linalg.cholesky_ex((1 - eps) * cov + eps * torch.eye(m, dtype=z.dtype, device=z.device))
         factor = factor.masked_fill(
@@ -69,7 +77,7 @@ def iter_norm(
     expect(total >= 2, "at least 2 rows", total)
     expect(iterations >= 0, "at least 0 iterations", iterations)
     with torch.autocast(z.device.type, enabled=False):
-        rows = z - all_reduce_sum(z.sum(0), group) / total
+        rows = _near_one(z - all_reduce_sum(z.sum(0), group) / total, z, group)
         by_rows = total < z.shape[1]
         rows = all_gather_rows(rows, group) if by_rows else rows
         gram = rows @ rows.T if by_rows else all_reduce_sum(rows.T @ rows, group)

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..core.checks import as_embeddings, as_views, check_finite, expect
+from ..core.checks import as_embeddings, as_views, check_finite, expect, expect_first_derivative
 from ..core.collectives import all_gather_rows, all_reduce_sum, rank, world_size
 from ..core.rows import normalize_rows, widen
 
@@ -98,12 +98,11 @@ class _LogMeanKernel(torch.autograd.Function):
         if gradient:
             slope = (degree[:, None] * rows - pull) * (-2 * t * (top - log_sum).exp()).to(rows.dtype)
             ctx.save_for_backward(all_reduce_sum(slope, group)[rank(group) * k :][:k])
-        return (log_sum - math.log(n * (n - 1) / 2)).to(z.dtype)
+        return log_sum - math.log(n * (n - 1) / 2)  # float64; converted here, PyTorch 2.11 compiles a gradient of 0
 
     @staticmethod
     def backward(ctx, grad):
-        if torch.is_grad_enabled():  # the saved gradient knows nothing of its own derivative
-            raise RuntimeError("expected a first derivative of uniformity; received create_graph=True")
+        expect_first_derivative("uniformity")
         return ctx.saved_tensors[0] * all_reduce_sum(grad, ctx.group), None, None, None, None, None
 
 # %% ../../nbs/2_metrics/alignment_uniformity.ipynb #83de2124

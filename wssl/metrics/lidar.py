@@ -35,6 +35,7 @@ def discriminant_spectrum(
     expect(delta > 0, "a delta above 0", delta)
     z = check_finite(views.detach(), "views", always=True).double()
     power, rounding = z.square().mean(), torch.finfo(views.dtype).eps
+    expect(power.isfinite(), "views whose squares float64 can hold", f"entries up to {z.abs().max():.3g}")
     mean = z.mean(1)
     within = (z - mean.unsqueeze(1)).flatten(0, 1)
     s, directions = torch.linalg.eigh(within.T @ within / len(within))

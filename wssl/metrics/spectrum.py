@@ -47,6 +47,7 @@ def singular_spectrum(
     z = check_finite(as_embeddings(z).detach(), always=True)
     with torch.autocast(z.device.type, enabled=False):
         moment, power = _second_moment(z, center, normalize)
+        expect(power.isfinite(), "embeddings whose squares float64 can hold", f"entries up to {z.abs().max():.3g}")
         values = _eigenvalues(moment)
     constant = moment.trace() <= torch.finfo(z.dtype).eps ** 2 / 4 * power
     return torch.cat([torch.where(constant, 0, values), values.new_zeros(z.shape[1] - len(values))])

@@ -120,7 +120,13 @@ class RankMe(Metric):
     def update(self, z):
         z = check_finite(as_embeddings(z).detach(), always=True)
         expect(z.shape[1] == self.m, f"rows with {self.m} columns", f"shape {tuple(z.shape)}")
-        self.products += z.double().T @ z.double()
+        products = z.double().T @ z.double()
+        expect(
+            products.trace().isfinite(),
+            "embeddings whose squares float64 can hold",
+            f"entries up to {z.abs().max():.3g}",
+        )
+        self.products += products
         self.count += len(z)
 
     def compute(self) -> Tensor:

@@ -11,11 +11,10 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ..core.checks import as_embeddings, check_finite, expect
+from ..core.checks import as_embeddings, check_finite, expect, expect_first_derivative
 from ..core.collectives import all_gather_rows, all_reduce_sum, rank, world_size
-from ..core.rows import normalize_rows, widen
+from ..core.rows import normalize_rows, row_lengths, widen
 from .moments import CHUNK, Moments, gram, in_spans
 
 # %% ../../nbs/2_metrics/wasserstein.ipynb #7f939ae1
@@ -53,7 +52,7 @@ _SHORTEST = 1e-12  # Rows no longer than this are divided by it and get no gradi
 
 def _lengths(z):
     "Length of each row, at least `_SHORTEST`, shape (n, 1)."
-    return torch.linalg.vector_norm(z, dim=1, keepdim=True).clamp_min(_SHORTEST)
+    return row_lengths(z).clamp_min(_SHORTEST)
 
 
 def _unit(z, out=None):
@@ -153,22 +152,19 @@ class _Loss(torch.autograd.Function):
         rows = wide / lengths if normalize else wide
         power, root, polar = _statistics(rows, group)
         value, slope = _loss(_eq8(power, factor * root, z.shape[1]), squared, torch.finfo(rows.dtype).eps)
-        ctx.save_for_backward(z, rows, polar.to(rows.dtype), lengths)
-        ctx.slope, ctx.factor = slope, factor
-        return value.to(rows.dtype)
+        ctx.save_for_backward(rows, polar.to(rows.dtype), lengths)
+        ctx.slope, ctx.factor, ctx.dtype = slope, factor, z.dtype
+        return value  # as it is: after a conversion to its own type, PyTorch 2.11 compiles a gradient of 0
 
     @staticmethod
     def backward(ctx, grad):
-        return _Loss.slope(ctx, grad, *ctx.saved_tensors), None, None, None, None
-
-    @staticmethod
-    @once_differentiable  # with `z` among the arguments a second derivative is an error, not silently 0
-    def slope(ctx, grad, z, rows, polar, lengths):
+        expect_first_derivative("W2")
+        rows, polar, lengths = ctx.saved_tensors
         pull = 2 / len(rows) * grad * ctx.slope
         grad = polar * (-ctx.factor / rows.shape[1] ** 0.5 * pull)
         # the gradient of mean |z|^2 lies along the rows
         grad = grad.add_(pull * rows) if lengths is None else _before_unit(grad, rows, lengths)
-        return grad.to(z.dtype)
+        return grad.to(ctx.dtype), None, None, None, None
 
 # %% ../../nbs/2_metrics/wasserstein.ipynb #feaa1cda
 class _TallLoss(torch.autograd.Function):
@@ -189,11 +185,8 @@ class _TallLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return _TallLoss.slope(ctx, grad, *ctx.saved_tensors), None, None, None, None
-
-    @staticmethod
-    @once_differentiable
-    def slope(ctx, grad, z, mean, inverse):
+        expect_first_derivative("W2")
+        z, mean, inverse = ctx.saved_tensors
         pull, grad = (ctx.pull * grad).to(mean), torch.empty_like(z)
         inverse = inverse * pull
 
@@ -208,7 +201,7 @@ class _TallLoss(torch.autograd.Function):
                 out.copy_(_before_unit(slope, rows, lengths, work) if ctx.normalize else slope.add_(pull * rows))
 
         in_spans(fill, z, grad)
-        return grad
+        return grad, None, None, None, None
 
 # %% ../../nbs/2_metrics/wasserstein.ipynb #3f0ae229
 def _minimax_quintic(low, high):

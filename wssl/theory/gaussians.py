@@ -9,7 +9,7 @@ __all__ = ['gaussian_w2', 'gaussian_kl', 'bhattacharyya']
 import torch
 from torch import Tensor
 
-from ..core.checks import check_finite, expect
+from ..core.checks import check_finite, expect, expect_first_derivative
 from ..core.rows import widen
 
 # %% ../../nbs/1_theory/gaussians.ipynb #ad5c1a6d
@@ -35,7 +35,10 @@ def _eigenvalues(cov, eps, floor):
         f"an eigenvalue of {values[0].item():.3g}",
     )
     alive = values > floor * eps * values[-1]
-    return (vectors * (cov @ vectors)).sum(0), alive
+    values = (vectors * (cov @ vectors)).sum(0)
+    if values.requires_grad:  # the vectors are constants here, which a second derivative would not see
+        values.register_hook(lambda grad: expect_first_derivative("a distance of Gaussians"))
+    return values, alive
 
 
 def _eps(mean, cov):
