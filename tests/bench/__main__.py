@@ -9,7 +9,7 @@ import warnings
 import pandas as pd
 
 from tests.bench import augmentation, evaluation, losses, metrics, solvers, step, training, uniformity, views
-from tests.bench.compare import complaints
+from tests.bench.compare import complaints, versions
 from tests.bench.harness import THREADS, ceilings, limit_threads
 from tests.record import about, record
 
@@ -60,12 +60,14 @@ def main():
         for row in measure(ceiling, options.repeats):
             rows.append(row)
             print(f"  {topic} {len(rows)}: {', '.join(f'{key} {value}' for key, value in row.items())}", flush=True)
-        unexplained += complaints(rows) if topic in AGAINST else []
         results[topic] = {"rows": rows, "ceilings": ceiling, "load before": round(load, 2)}
         results[topic].update(about(), threads=THREADS)
+        if topic in AGAINST:
+            results[topic]["peers"] = versions(rows)
+            unexplained += complaints(rows)
         print(f"\n{title}\n{pd.DataFrame(results[topic]['rows']).to_string(index=False, na_rep='')}\n", flush=True)
-    if options.record:
-        record("bench", results)
+        if options.record:  # at once: a run that is stopped keeps what it has
+            record("bench", {topic: results[topic]})
     for sentence in unexplained:
         print(f"Unexplained: {sentence}")
     return int(bool(unexplained))

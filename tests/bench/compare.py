@@ -5,17 +5,25 @@ Where ours takes more than `SLOW` times as long the row must carry a reason, and
 `complaints` names the rows that do neither. A peer that is not installed is a row that says so.
 """
 
+import contextlib
 import importlib.util
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 from tests.bench.harness import floor, take_turns
 
 SLOW = 1.2
+LIBRARIES = {
+    "faiss": "faiss-cpu",
+    "ot": "POT",
+    "sklearn": "scikit-learn",
+    "solo": "solo-learn",
+}  # as the index calls them
 NEVER = {
     "peer": "no peer",
     "peer ms": None,
@@ -51,6 +59,15 @@ class Case:
     read: Callable = tuple  # Answers -> value, then gradients or other tensors; not timed
 
 
+def versions(rows):
+    """Versions of the libraries in `rows` that are installed."""
+    found = {}
+    for library in sorted({row["library"] for row in rows}):
+        with contextlib.suppress(PackageNotFoundError):
+            found[library] = version(library)
+    return found
+
+
 def installed(package):
     return package in sys.modules or importlib.util.find_spec(package) is not None
 
@@ -67,7 +84,7 @@ def rounds(once, repeats, budget):
     return max(repeats, min(200, int(budget / 8 / max(once, 1e-9))))
 
 
-def compared(case, ceiling, repeats=9, budget=4.0):
+def compared(case, ceiling, repeats=9, budget=2.0):
     """The rows of one case: a row a peer."""
     runs, absent = {}, {}
     for peer in case.peers:
@@ -90,7 +107,12 @@ def compared(case, ceiling, repeats=9, budget=4.0):
     common = {"what": case.what, "size": case.size, "ours ms": round(1e3 * ours, 3)}
     limits = {"floor ms": round(1e3 * least, 3), "ours / floor": round(ours / least, 1) if least else None}
     for peer in case.peers:
-        row = common | {**NEVER, "peer": peer.name} | limits | {"definition": peer.definition, "reason": ""}
+        row = (
+            common
+            | {**NEVER, "peer": peer.name, "library": LIBRARIES.get(peer.package, peer.package)}
+            | limits
+            | {"definition": peer.definition, "reason": ""}
+        )
         if peer.name in absent:
             yield row | {"reason": absent[peer.name]}
             continue
@@ -130,7 +152,7 @@ def with_gradient(loss, *inputs):
     return run
 
 
-def table(cases, ceiling, repeats=9, budget=4.0):
+def table(cases, ceiling, repeats=9, budget=2.0):
     """The rows of all cases, one after the other."""
     for case in cases:
         yield from compared(case, ceiling, repeats, budget)

@@ -170,12 +170,12 @@ def clusters(n, m, k, iterations=20):
 
 SIZES = {
     neighbours: [(10_000, 2_000, 512), (50_000, 10_000, 512)],
-    probe: [(5_000, 2_000, 512), (20_000, 2_000, 128)],
+    probe: [(5_000, 2_000, 512), (20_000, 2_000, 128, 30)],
     clusters: [(10_000, 128, 100), (20_000, 128, 1000)],
 }
 
 
-def measure(ceiling, repeats=3, budget=4.0):
+def measure(ceiling, repeats=3, budget=2.0):
     """Rows: one a task, a size and a peer."""
     cases = (case for family, sizes in SIZES.items() for size in sizes for case in family(*size))
     yield from table(cases, ceiling, min(repeats, 5), budget)

@@ -265,7 +265,7 @@ SIZES = {
 }
 
 
-def measure(ceiling, repeats=9, budget=4.0):
+def measure(ceiling, repeats=9, budget=2.0):
     """Rows: one a loss, a size and a peer."""
     cases = (case for family, sizes in SIZES.items() for size in sizes for case in family(*size))
     yield from table(cases, ceiling, repeats, budget)

@@ -89,7 +89,7 @@ SIZES = {
 }
 
 
-def measure(ceiling, repeats=5, budget=4.0):
+def measure(ceiling, repeats=5, budget=2.0):
     """Rows: one a metric, a size and a peer."""
     cases = (case for family, sizes in SIZES.items() for size in sizes for case in family(*size))
     yield from table(cases, ceiling, repeats, budget)

@@ -207,7 +207,7 @@ def average(momentum=0.99):
 SIZES = {step: [(name, n) for name in METHODS for n in (256, 512)], lars: [()], average: [()]}
 
 
-def measure(ceiling, repeats=9, budget=4.0):
+def measure(ceiling, repeats=9, budget=2.0):
     """Rows: one a method or part, a size and a peer."""
     cases = (case for family, sizes in SIZES.items() for size in sizes for case in family(*size))
     yield from table(cases, ceiling, repeats, budget)

@@ -105,7 +105,7 @@ def two_views(n, name):
 SIZES = {two_views: [(256, name) for name in RECIPES]}
 
 
-def measure(ceiling, repeats=9, budget=4.0):
+def measure(ceiling, repeats=9, budget=2.0):
     """Rows: one a recipe and a peer."""
     cases = (case for family, sizes in SIZES.items() for size in sizes for case in family(*size))
     yield from table(cases, ceiling, repeats, budget)
