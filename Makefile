@@ -34,8 +34,8 @@ test: $(INSTALLED)  ## the whole test suite
 torture: $(INSTALLED)  ## injected faults and extreme numbers, by the hundred (many minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture
 
-bench: .venv-bench/.installed  ## the same computed by other libraries, as ratios within one run (a quarter of an hour)
-	@.venv-bench/bin/python -m tests.bench
+bench: .venv-bench/.installed  ## against other libraries, in ratios (15 minutes; ARGS=--record keeps them)
+	@.venv-bench/bin/python -m tests.bench $(ARGS)
 
 lab: $(INSTALLED)  ## JupyterLab, opened at nbs/index.ipynb
 	@$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb

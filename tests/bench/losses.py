@@ -27,9 +27,10 @@ from wssl.losses import (
 from wssl.metrics import alignment, uniformity, wasserstein_uniformity
 
 SINGULAR = "the root of a singular covariance has no gradient: the peer's is what rounding leaves of it, ours leaves the dead directions alone"
-SINKHORN = "Sinkhorn-Knopp works with logarithms, which no temperature can overflow: an exponential a pass, where the peer takes one in all"
+SINKHORN = "Sinkhorn-Knopp begins with logarithms, which no temperature can overflow: two exponentials an entry or more, where the peer takes one"
+SUMS = "a target of ours need not sum to 1, so that several may be added up first: its sum is one more pass"
 QUEUE = "ours brings the rows of the queue to unit length at every call, the peer trusts that they are"
-SMALL_CALL = "a few more operators a call (input checks, the guard of a zero row), each some microseconds"
+SMALL_CALL = "rows of length 0 get no gradient in ours, which costs a pass over the rows; input checks cost some microseconds a call"
 
 
 def draw(n, m, seed=0, spread=1.0):
@@ -172,17 +173,16 @@ def scores(n, k):
 def swav(n, k):
     views = scores(n, k)
 
+    def of_the_peer():
+        loss = of_lightly("SwaVLoss")
+        return with_gradient(lambda a, b: loss([a, b], []), *views)
+
     def of_solo():
         codes, loss = solo("utils.sinkhorn_knopp").SinkhornKnopp(), solo("losses.swav").swav_loss_func
         return with_gradient(lambda a, b: loss([a, b], [codes(x.detach()) for x in (a, b)]), *views)
 
     peers = [
-        Peer(
-            "lightly SwaVLoss",
-            "lightly",
-            lambda: with_gradient(lambda a, b: of_lightly("SwaVLoss")([a, b], []), *views),
-            reason=SINKHORN,
-        ),
+        Peer("lightly SwaVLoss", "lightly", of_the_peer, reason=SINKHORN),
         Peer("solo-learn SinkhornKnopp + swav_loss_func", "solo", of_solo, reason=SINKHORN),
     ]
     yield Case("SwAV", f"2 x {n} x {k}", with_gradient(swav_loss, *views), peers, 40 * n * k, 16 * n * k)
@@ -191,42 +191,42 @@ def swav(n, k):
 def dino(n, k):
     student, teacher = scores(n, k), [x.flip(0) for x in scores(n, k)]
 
+    centering = Centering(k)
+
     def ours(a, b):
-        centering = Centering(k)
         both = torch.cat(teacher)
         targets = (centering(both) / 0.04).softmax(1)
         centering.update(both)
         return dino_loss([a, b], targets.chunk(2))
 
+    def of_the_peer():
+        loss = of_lightly("DINOLoss", output_dim=k)
+        return with_gradient(lambda a, b: loss(teacher, [a, b]), *student)
+
     def of_solo():
-        make = solo("losses.dino").DINOLoss
-        return with_gradient(lambda a, b: make(k, 0.04, 0.04, 0, 100)(torch.cat([a, b]), torch.cat(teacher)), *student)
+        loss = solo("losses.dino").DINOLoss(k, 0.04, 0.04, 0, 100)
+        return with_gradient(lambda a, b: loss(torch.cat([a, b]), torch.cat(teacher)), *student)
 
     peers = [
-        Peer(
-            "lightly DINOLoss",
-            "lightly",
-            lambda: with_gradient(lambda a, b: of_lightly("DINOLoss", output_dim=k)(teacher, [a, b]), *student),
-        ),
-        Peer("solo-learn DINOLoss", "solo", of_solo),
+        Peer("lightly DINOLoss", "lightly", of_the_peer, reason=SUMS),
+        Peer("solo-learn DINOLoss", "solo", of_solo, reason=SUMS),
     ]
     yield Case("DINO with its centre", f"2 x {n} x {k}", with_gradient(ours, *student), peers, 20 * n * k, 24 * n * k)
 
 
 def prediction(n, m):
     p, z = two_views(n, m)
-    cosine = Peer(
-        "lightly NegativeCosineSimilarity",
-        "lightly",
-        lambda: with_gradient(lambda p: of_lightly("NegativeCosineSimilarity")(p, z), p),
-        reason=SMALL_CALL,
-    )
-    of_solo = Peer(
-        "solo-learn byol_loss_func",
-        "solo",
-        lambda: with_gradient(lambda p: solo("losses.byol").byol_loss_func(p, z), p),
-        reason=SMALL_CALL,
-    )
+
+    def of_the_peer():
+        loss = of_lightly("NegativeCosineSimilarity")
+        return with_gradient(lambda p: loss(p, z), p)
+
+    def of_solo():
+        loss = solo("losses.byol").byol_loss_func
+        return with_gradient(lambda p: loss(p, z), p)
+
+    cosine = Peer("lightly NegativeCosineSimilarity", "lightly", of_the_peer, reason=SMALL_CALL)
+    of_solo = Peer("solo-learn byol_loss_func", "solo", of_solo, reason=SMALL_CALL)
     bound = 6 * n * m, 12 * n * m
     yield Case("SimSiam", f"{n} x {m}", with_gradient(lambda p: simsiam_loss(p, z), p), [cosine], *bound)
     yield Case("BYOL", f"{n} x {m}", with_gradient(lambda p: byol_loss(p, z), p), [of_solo], *bound)
