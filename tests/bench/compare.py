@@ -84,44 +84,52 @@ def rounds(once, repeats, budget):
     return max(repeats, min(200, int(budget / 8 / max(once, 1e-9))))
 
 
-def compared(case, ceiling, repeats=9, budget=2.0):
-    """The rows of one case: a row a peer."""
-    runs, absent = {}, {}
+def first(run, read):
+    """Seconds and answers of a first call."""
+    start = time.perf_counter()
+    found = run()
+    return time.perf_counter() - start, [torch.as_tensor(x).clone() for x in read(found)]
+
+
+def started(case):
+    """What runs here by name, with the seconds and answers of a first call; and why the other peers do not."""
+    runs, once, answers, absent = {"ours": case.ours}, {}, {}, {}
+    once["ours"], answers["ours"] = first(case.ours, case.read)
     for peer in case.peers:
         if not installed(peer.package):
             absent[peer.name] = f"{peer.package} is not installed: `make bench` installs it"
             continue
         try:
-            runs[peer.name] = peer.make()
+            run = peer.make()
+            once[peer.name], answers[peer.name] = first(run, case.read)
+            runs[peer.name] = run
         except Exception as error:  # a peer that does not start is a row, not the end of the table
             absent[peer.name] = f"{peer.package} does not run here: {type(error).__name__}: {error}".splitlines()[0]
-    runs = {"ours": case.ours, **runs}
-    answers, once = {}, {}
-    for name, run in runs.items():
-        start = time.perf_counter()
-        found = run()
-        once[name] = time.perf_counter() - start
-        answers[name] = [torch.as_tensor(x).clone() for x in case.read(found)]
+    return runs, once, answers, absent
+
+
+def is_slow(ratio):
+    """More than `SLOW` times the peer's time, of a ratio as it is printed."""
+    return ratio < round(1 / SLOW, 2)
+
+
+def compared(case, ceiling, repeats=9, budget=2.0):
+    """The rows of one case: a row a peer."""
+    runs, once, answers, absent = started(case)
     seconds = take_turns(runs, rounds(once["ours"], repeats, budget), budget, once)
     ours, least = seconds["ours"], floor(case.flop, case.moved, ceiling)
-    common = {"what": case.what, "size": case.size, "ours ms": round(1e3 * ours, 3)}
-    limits = {"floor ms": round(1e3 * least, 3), "ours / floor": round(ours / least, 1) if least else None}
     for peer in case.peers:
-        row = (
-            common
-            | {**NEVER, "peer": peer.name, "library": LIBRARIES.get(peer.package, peer.package)}
-            | limits
-            | {"definition": peer.definition, "reason": ""}
-        )
+        row = {"what": case.what, "size": case.size, "ours ms": round(1e3 * ours, 3), **NEVER, "peer": peer.name}
+        row |= {"library": LIBRARIES.get(peer.package, peer.package), "definition": peer.definition}
+        row |= {"floor ms": round(1e3 * least, 3), "ours / floor": round(ours / least, 1)}
         if peer.name in absent:
             yield row | {"reason": absent[peer.name]}
             continue
-        ratio = seconds[peer.name] / ours
         value, *rest = [apart(a, b) for a, b in zip(answers["ours"], answers[peer.name], strict=True)]
-        row |= {"peer ms": round(1e3 * seconds[peer.name], 3), "ratio": round(ratio, 2)}
         row |= {"value differs by": value, "gradient differs by": max(rest, default=None)}
-        row |= {"equal": max(value, *rest, 0.0) <= case.tolerance}
-        yield row | {"reason": peer.reason if ratio < 1 / SLOW else ""}
+        row |= {"equal": all(x <= case.tolerance for x in [value, *rest])}
+        row |= {"peer ms": round(1e3 * seconds[peer.name], 3), "ratio": round(seconds[peer.name] / ours, 2)}
+        yield row | {"reason": peer.reason if is_slow(row["ratio"]) else ""}
 
 
 def complaints(rows):
@@ -132,7 +140,7 @@ def complaints(rows):
             if not row["reason"]:
                 yield f"{name}: no measurement and no reason"
             continue
-        if row["ratio"] < round(1 / SLOW, 2) and not row["reason"]:
+        if is_slow(row["ratio"]) and not row["reason"]:
             yield f"{name}: takes {1 / row['ratio']:.2f} times as long as the peer, and no reason is given"
         if not row["equal"] and not row["definition"]:
             yield f"{name}: another answer than the peer's, and no difference of definition is given"
