@@ -8,13 +8,21 @@ INSTALLED := .venv/.installed
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 20
 
-$(INSTALLED): requirements.lock settings.ini setup.py pyproject.toml
+# an environment, and what it holds beside requirements.lock
+define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"expected Python 3.11 or newer; received {sys.version.split()[0]} (name another with PYTHON=...)")'
-	@test -d .venv || $(PYTHON) -m venv .venv
-	@echo "Installing the locked environment into .venv (several GB the first time) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@test -d $(1) || $(PYTHON) -m venv $(1)
+	@echo "Installing the locked environment into $(1) (several GB the first time) ..."
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(2) -e .
 	@touch $@
+endef
+
+$(INSTALLED): requirements.lock settings.ini setup.py pyproject.toml
+	$(call install,.venv)
+
+.venv-bench/.installed: requirements.lock settings.ini setup.py pyproject.toml tests/bench/peers.txt
+	$(call install,.venv-bench,-r tests/bench/peers.txt)
 
 companion: $(INSTALLED)  ## run every notebook through papermill -> runs/companion/index.html
 	@$(BIN)/wssl companion
@@ -26,8 +34,8 @@ test: $(INSTALLED)  ## the whole test suite
 torture: $(INSTALLED)  ## injected faults and extreme numbers, by the hundred (many minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture
 
-bench: $(INSTALLED)  ## timings as ratios within one run (minutes)
-	@$(BIN)/python -m tests.bench
+bench: .venv-bench/.installed  ## against other libraries, in ratios (15 minutes; ARGS=--record keeps them)
+	@.venv-bench/bin/python -m tests.bench $(ARGS)
 
 lab: $(INSTALLED)  ## JupyterLab, opened at nbs/index.ipynb
 	@$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb

@@ -22,12 +22,12 @@ def clock(function):
     return time.perf_counter() - start
 
 
-def take_turns(functions, repeats=15, budget=20.0):
-    """Median seconds of each function over rounds in which each is called once, after one call to warm up.
+def take_turns(functions, repeats=15, budget=20.0, once=None):
+    """Median seconds of each function over rounds in which each is called once, after one call to warm up (or none where `once` has its seconds).
 
     A function of which `repeats` calls would take longer than `budget` seconds sits out the later rounds, after three calls at least.
     """
-    once = {name: clock(function) for name, function in functions.items()}
+    once = once or {name: clock(function) for name, function in functions.items()}
     rounds = {name: min(repeats, max(3, int(budget / seconds))) for name, seconds in once.items()}
     seconds = {name: [] for name in functions}
     for turn in range(repeats):
