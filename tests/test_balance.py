@@ -524,7 +524,7 @@ def test_kmeans_holds_no_full_matrix():
         (lambda: assignment_softness(torch.eye(3), torch.ones(2).long()), r"labels of shape \(3,\)"),
         (lambda: spherical_kmeans(torch.ones(3, 2), 4), "a number of clusters in 1..3; received 4"),
         (lambda: spherical_kmeans(torch.ones(3, 2), 1, iterations=0), "at least 1 iteration"),
-        (lambda: spherical_kmeans(torch.tensor([[0.0, 0.0], [1.0, 0.0]]), 1), "rows of a length above 0"),
+        (lambda: spherical_kmeans(torch.tensor([[0.0, 0.0], [1.0, 0.0]]), 1), "rows of a length above 1e-12"),
         (lambda: sphere_mixture(5, 0), "at least 1 component"),
         (lambda: sphere_mixture(5, 2, zipf=-1), "an exponent from 0"),
     ],

@@ -126,6 +126,7 @@ def gradient(name, case):
         expect(all(torch.isfinite(g).all() for g in grads), "a gradient that is not finite")
     if (
         case.dtype not in ("float32", "float64")
+        or case.exponent < -10  # rows under 1e-12 get no gradient
         or not subject.gradients(case)
         or not subject.posed(case)
         or subject.reference is None

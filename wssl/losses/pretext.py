@@ -94,7 +94,7 @@ def standardize_tiles(
     squares = (
         row_lengths(centred.flatten(-2)).double().square() / centred.shape[-2:].numel()
     )  # they may be too large for float32
-    return centred * (squares.unsqueeze(-1) + eps).rsqrt().to(tiles.dtype)
+    return centred / (squares.unsqueeze(-1) + eps).sqrt().to(tiles.dtype)
 
 # %% ../../nbs/4_losses/pretext.ipynb #0cf9a5b9
 NEIGHBOURS = (0, 1, 2, 3, 5, 6, 7, 8)

@@ -26,7 +26,7 @@ def standardize(
     total = len(z) * world_size(group)
     centred = z - all_reduce_sum(z.sum(0), group) / total
     squares = row_lengths(centred.T).squeeze(1).double().square()  # in float64, where they do not overflow
-    return centred * (all_reduce_sum(squares, group) / total + eps).rsqrt().to(z.dtype)
+    return centred / (all_reduce_sum(squares, group) / total + eps).sqrt().to(z.dtype)
 
 # %% ../../nbs/4_losses/redundancy.ipynb #0b049b47
 def barlow_twins_loss(
