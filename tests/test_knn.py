@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 
 from wssl.evaluation import evaluating, extract_features, knn_accuracy, knn_predict
+from wssl.evaluation.knn import nearest
 
 
 def _data(n=120, t=50, d=6, classes=4, seed=0):
@@ -124,3 +125,18 @@ def test_modes_come_back_after_an_error():
     with pytest.raises(RuntimeError), evaluating(net):
         raise RuntimeError
     assert net.training and net[0].training
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    n=st.integers(1, 400), share=st.floats(0.001, 1), levels=st.sampled_from([2, 10, 10**6]), seed=st.integers(0, 99)
+)
+def test_nearest_is_topk(n, share, levels, seed):
+    """Also with many equal similarities: the same values, each in its own column."""
+    k = max(1, int(share * n))
+    draw = torch.Generator().manual_seed(seed)
+    similarity = torch.randint(levels, (7, n), generator=draw) / levels
+    near, which = nearest(similarity, k)
+    assert torch.equal(near, similarity.gather(1, which))
+    assert all(len(set(row)) == k for row in which.tolist())
+    assert torch.equal(near.sort(1, descending=True).values, similarity.topk(k, dim=1).values)
