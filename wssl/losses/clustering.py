@@ -9,6 +9,7 @@ __all__ = ['soft_cross_entropy', 'swav_loss', 'dino_loss', 'excb_loss', 'resa_lo
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..balance.sinkhorn import sinkhorn_knopp
@@ -25,8 +26,7 @@ def soft_cross_entropy(
     "Cross-entropy of softmax(`scores` / `temperature`) against `target`, row by row. Raises `InputError` for a temperature that is not positive or another shape."
     expect(temperature > 0, "a temperature above 0", temperature)
     expect(scores.shape == target.shape, f"a target of shape {tuple(scores.shape)}", f"shape {tuple(target.shape)}")
-    scaled, target = widen(scores) / temperature, widen(target.detach())
-    return target.sum(1) * scaled.logsumexp(1) - (target * scaled).sum(1)
+    return F.cross_entropy(widen(scores) / temperature, widen(target.detach()), reduction="none")
 
 # %% ../../nbs/4_losses/clustering.ipynb #2440807c
 def swav_loss(

@@ -38,10 +38,15 @@ def barlow_twins_loss(
     "Distance of the cross-correlation of both views from the identity (Zbontar et al. 2021, Eq. 1). Raises `InputError` for a negative lambda."
     z1, z2 = as_views(z1, z2)
     expect(lambd >= 0, "lambd of at least 0", lambd)
-    c = all_reduce_sum(standardize(z1, group=group).T @ standardize(z2, group=group), group)
-    c = c / (len(z1) * world_size(group))
-    diagonal = c.diagonal()
-    redundancy = c.square().sum() - diagonal.square().sum()
+    s1, s2, total = standardize(z1, group=group), standardize(z2, group=group), len(z1) * world_size(group)
+    diagonal = all_reduce_sum((s1 * s2).sum(0), group) / total
+    if 2 * total < z1.shape[1]:
+        rows1, rows2 = all_gather_rows(s1, group), all_gather_rows(s2, group)
+        with torch.autocast(s1.device.type, enabled=False):
+            squares = ((rows1 @ rows1.T) * (rows2 @ rows2.T)).sum()
+    else:
+        squares = all_reduce_sum(s1.T @ s2, group).square().sum()
+    redundancy = squares / total**2 - diagonal.square().sum()
     return scale * ((1 - diagonal).square().sum() + lambd * redundancy)
 
 # %% ../../nbs/4_losses/redundancy.ipynb #f090373d
