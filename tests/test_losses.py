@@ -206,19 +206,19 @@ LOSSES = {
 }
 
 
-def _on_rank(name, rank):
-    z1, z2 = (z.detach()[4 * rank : 4 * rank + 4].requires_grad_() for z in _views(8, 6))
+def _on_rank(name, m, rank):
+    z1, z2 = (z.detach()[4 * rank : 4 * rank + 4].requires_grad_() for z in _views(8, m))
     loss = LOSSES[name](z1, z2, group=WORLD)
     loss.backward()
     return loss.detach(), z1.grad, z2.grad
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_two_processes_equal_one_on_the_whole_batch(name):
-    z1, z2 = _views(8, 6)
+@pytest.mark.parametrize("name, m", [*((name, 6) for name in LOSSES), ("barlow", 20)])
+def test_two_processes_equal_one_on_the_whole_batch(name, m):
+    z1, z2 = _views(8, m)
     loss = LOSSES[name](z1, z2)
     loss.backward()
-    for rank, (value, grad1, grad2) in enumerate(run_ranks(_on_rank, name)):
+    for rank, (value, grad1, grad2) in enumerate(run_ranks(_on_rank, name, m)):
         rows = slice(4 * rank, 4 * rank + 4)
         torch.testing.assert_close(value, loss.detach(), rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(grad1, 2 * z1.grad[rows], rtol=1e-8, atol=1e-10)

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from ..core.checks import as_embeddings, check_finite, expect
-from ..core.collectives import all_gather_rows
+from ..core.collectives import all_gather_rows, all_reduce_sum
 from ..core.rows import widen
 
 # %% ../../nbs/3_balance/sinkhorn.ipynb #c709feec
+_ROUNDS = 3  # of columns and rows for each time that logarithms are taken
+
+
 @torch.no_grad()
 def sinkhorn_knopp(
     scores: Tensor,  # Similarity of each sample to each cluster, shape (n, k), any floating-point type
@@ -25,10 +28,14 @@ def sinkhorn_knopp(
     scores = check_finite(as_embeddings(scores, "scores"), "scores")
     expect(epsilon > 0, "an epsilon above 0", epsilon)
     expect(iterations >= 0, "a number of iterations from 0", iterations)
-    log_q = widen(scores) / epsilon
-    for i in range(iterations):
-        if i:
-            log_q -= log_q.logsumexp(1, keepdim=True)
+    log_q, columns, rows = widen(scores) / epsilon, 1, 1
+    for done in range(0, iterations, _ROUNDS):
+        if done:
+            log_q = (log_q + columns.log()).log_softmax(1)
         mine = log_q.logsumexp(0, keepdim=True)  # (1, k)
         log_q -= all_gather_rows(mine, group).logsumexp(0)
-    return log_q.softmax(1)
+        q, columns, rows = log_q.softmax(1), log_q.new_ones(log_q.shape[1]), log_q.new_ones(len(log_q))
+        for _ in range(min(_ROUNDS, iterations - done) - 1):
+            columns = all_reduce_sum(rows @ q, group).reciprocal()
+            rows = (q @ columns).reciprocal()
+    return q.mul_(columns).mul_(rows.unsqueeze(1)) if iterations else log_q.softmax(1)

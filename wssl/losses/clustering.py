@@ -9,6 +9,7 @@ __all__ = ['soft_cross_entropy', 'swav_loss', 'dino_loss', 'excb_loss', 'resa_lo
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..balance.sinkhorn import sinkhorn_knopp
@@ -26,8 +27,7 @@ def soft_cross_entropy(
     expect(temperature > 0, "a temperature above 0", temperature)
     scores, target = as_embeddings(scores, "scores"), as_embeddings(target, "a target")
     expect(scores.shape == target.shape, f"a target of shape {tuple(scores.shape)}", f"shape {tuple(target.shape)}")
-    scaled, target = widen(scores) / temperature, widen(target.detach())
-    return target.sum(1) * scaled.logsumexp(1) - (target * scaled).sum(1)
+    return F.cross_entropy(widen(scores) / temperature, widen(target.detach()), reduction="none")
 
 # %% ../../nbs/4_losses/clustering.ipynb #2440807c
 def swav_loss(

@@ -39,11 +39,17 @@ def barlow_twins_loss(
     "Distance of the cross-correlation of both views from the identity (Zbontar et al. 2021, Eq. 1). Raises `InputError` for a negative lambda."
     z1, z2 = as_views(z1, z2)
     expect(lambd >= 0, "lambd of at least 0", lambd)
+    s1, s2, total = standardize(z1, group=group), standardize(z2, group=group), len(z1) * world_size(group)
     with torch.autocast(z1.device.type, enabled=False):
-        c = all_reduce_sum(standardize(z1, group=group).T @ standardize(z2, group=group), group)
-    c = c / (len(z1) * world_size(group))
-    redundancy = c.square().fill_diagonal_(0).sum()  # a difference of two sums would be rounding where it is small
-    return scale * ((1 - c.diagonal()).square().sum() + lambd * redundancy)
+        if 2 * total < z1.shape[1]:
+            diagonal, rows1, rows2 = (s1 * s2).sum(0), all_gather_rows(s1, group), all_gather_rows(s2, group)
+            diagonal = all_reduce_sum(diagonal, group) / total
+            redundancy = ((rows1 @ rows1.T) * (rows2 @ rows2.T)).sum() / total**2 - diagonal.square().sum()
+        else:
+            c = all_reduce_sum(s1.T @ s2, group) / total
+            diagonal = c.diagonal()
+            redundancy = c.square().fill_diagonal_(0).sum()  # a difference of two sums is rounding where this is small
+    return scale * ((1 - diagonal).square().sum() + lambd * redundancy.clamp_min(0))
 
 # %% ../../nbs/4_losses/redundancy.ipynb #f090373d
 def _centred(z, group):
