@@ -14,7 +14,7 @@ from ..core.collectives import all_gather_rows, all_reduce_sum
 from ..core.rows import widen
 
 # %% ../../nbs/3_balance/sinkhorn.ipynb #c709feec
-_ROUNDS = 3  # of columns and rows for each time that logarithms are taken
+_ROUNDS = 3  # of columns and rows between one exponential and the next
 
 
 @torch.no_grad()
@@ -28,14 +28,14 @@ def sinkhorn_knopp(
     scores = check_finite(as_embeddings(scores, "scores"), "scores")
     expect(epsilon > 0, "an epsilon above 0", epsilon)
     expect(iterations >= 0, "a number of iterations from 0", iterations)
-    log_q, columns, rows = widen(scores) / epsilon, 1, 1
+    log_q = widen(scores) / epsilon
     for done in range(0, iterations, _ROUNDS):
         if done:
             log_q = (log_q + columns.log()).log_softmax(1)
-        mine = log_q.logsumexp(0, keepdim=True)  # (1, k)
-        log_q -= all_gather_rows(mine, group).logsumexp(0)
-        q, columns, rows = log_q.softmax(1), log_q.new_ones(log_q.shape[1]), log_q.new_ones(len(log_q))
-        for _ in range(min(_ROUNDS, iterations - done) - 1):
+        log_q -= all_gather_rows(log_q.amax(0, keepdim=True), group).amax(0)
+        largest = log_q.amax(1)
+        q, rows = (log_q - largest.unsqueeze(1)).exp_(), largest.exp_()
+        for _ in range(min(_ROUNDS, iterations - done)):
             columns = all_reduce_sum(rows @ q, group).reciprocal()
             rows = (q @ columns).reciprocal()
     return q.mul_(columns).mul_(rows.unsqueeze(1)) if iterations else log_q.softmax(1)
