@@ -28,14 +28,15 @@ def sinkhorn_knopp(
     scores = check_finite(as_embeddings(scores, "scores"), "scores")
     expect(epsilon > 0, "an epsilon above 0", epsilon)
     expect(iterations >= 0, "a number of iterations from 0", iterations)
-    log_q = widen(scores) / epsilon
+    log_q, columns = widen(scores) / epsilon, None
     for done in range(0, iterations, _ROUNDS):
-        if done:
+        if columns is not None:
             log_q = (log_q + columns.log()).log_softmax(1)
         log_q -= all_gather_rows(log_q.amax(0, keepdim=True), group).amax(0)
         largest = log_q.amax(1)
         q, rows = (log_q - largest.unsqueeze(1)).exp_(), largest.exp_()
-        for _ in range(min(_ROUNDS, iterations - done)):
-            columns = all_reduce_sum(rows @ q, group).reciprocal()
-            rows = (q @ columns).reciprocal()
+        with torch.autocast(q.device.type, enabled=False):
+            for _ in range(min(_ROUNDS, iterations - done)):
+                columns = all_reduce_sum(rows @ q, group).reciprocal()
+                rows = (q @ columns).reciprocal()
     return q.mul_(columns).mul_(rows.unsqueeze(1)) if iterations else log_q.softmax(1)
