@@ -171,7 +171,10 @@ def second(name, case):
             raise Broken(f"{type(error).__name__}: {str(error)[:300]}") from error
         return 0.0, 1e-3
     try:
-        first = torch.autograd.grad(call(*leaves).sum(), leaves, create_graph=True)
+        beside = sum(
+            x.pow(3).sum() for x in leaves
+        )  # a term that can be differentiated again, as in a gradient penalty
+        first = torch.autograd.grad(call(*leaves).sum() + beside, leaves, create_graph=True)
         torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
     except RuntimeError as error:
         expect(len(str(error)) > 20, "a refusal without a reason")
