@@ -73,7 +73,7 @@ def matrix(case, stream=0, shape=None, dtype=None):
     dtype = DTYPES[dtype or case.dtype]
     z = torch.from_numpy(_numbers(case, stream, n, m)).to(dtype)
     if case.kind == "subnormal":
-        z.view(-1)[:: 3 + stream] = torch.finfo(dtype).smallest_normal / 3
+        z.view(-1)[1 :: 3 + stream] = torch.finfo(dtype).smallest_normal / 3
     if len(shape) > 2 or case.layout == "contiguous":
         return z.view(shape)
     if case.layout == "transposed":
@@ -314,9 +314,7 @@ def _lost_roots(case, arrays, eps):
     m = arrays[0].shape[1]
     roots = np.linalg.svd(ref.centred(ref.unit(arrays[0])), compute_uv=False) / math.sqrt(len(arrays[0]))
     level = 16 * math.sqrt(eps) * roots.max(initial=0)
-    lost = (
-        np.minimum(roots[: min(arrays[0].shape[0] - 1, m)], level).sum() + level
-    )  # and the direction that centring takes
+    lost = level * ((roots < level).sum() + 1)  # and the direction that centring takes
     return 2 / math.sqrt(m) * lost
 
 
@@ -336,6 +334,11 @@ def _lost_shares(case, arrays, eps):
     roots = np.sqrt(ref.spectrum(arrays[0], False, False)[0])
     share = np.minimum(roots / (roots.sum() or 1), 8 * math.sqrt(eps * min(arrays[0].shape)))
     return 2 * ref.rankme(arrays, None) * -ref.xlogy(share, share)[share < 1e-5].sum()
+
+
+def _resolution(case, arrays, eps):
+    """Distances under the rounding of the rows count as 0."""
+    return {"float16": 1e-5, "bfloat16": 1e-3}.get(case.dtype, 1e-9)
 
 
 def _lost_digits(case, arrays, eps):
@@ -395,7 +398,7 @@ SUBJECTS = {
     "wasserstein_uniformity": _w2(),
     "wasserstein_uniformity: squared": _w2(squared=True),
     "wasserstein_uniformity: metric": _w2(free=0),
-    "uniformity_zscore": Subject(M.uniformity_zscore, ref.zscore, least=_at_least(32), wide=True, scale=True, slack=lambda case, arrays, eps: _lost_roots(case, arrays, eps) / ref.null_law(*arrays[0].shape)[1], size=lambda n, m: 1 / ref.null_law(n, m)[1], floor=2e3, work=2**22, most=512),
+    "uniformity_zscore": Subject(M.uniformity_zscore, ref.zscore, least=_at_least(32), wide=True, scale=True, slack=lambda case, arrays, eps: _lost_roots(case, arrays, eps) / ref.null_law(*arrays[0].shape)[1], size=lambda n, m: 1 / ref.null_law(n, m)[1], floor=1e9, work=2**22, most=512),
     "null_law": Subject(lambda z: torch.tensor(M.null_law(*z.shape), dtype=torch.float64), lambda x, c: np.array(ref.null_law(*x[0].shape)), least=_at_least(2), reach=COSINES, wide=True, floor=2e10, nan=False),
     "uniformity_floor": Subject(lambda z: torch.tensor(M.uniformity_floor(*z.shape), dtype=torch.float64), None, least=_at_least(2), reach=COSINES, wide=True, low=0, high=math.sqrt(2), nan=False),
     "live_fraction": Subject(lambda z: M.live_fraction(2**0.5 * torch.sigmoid(z.double())), lambda x, c: (1 - 1 / (1 + np.exp(-x[0])) ** 2) ** 2, low=0, high=1, reach=COSINES, rows=False, nan=False),
@@ -410,8 +413,8 @@ SUBJECTS = {
     "embedding_std": Subject(M.embedding_std, ref.embedding_std, low=0, high=lambda n, m: m**-0.5, wide=True, scale=True),
     "lidar": Subject(M.lidar, ref.lidar, _views, low=0, high=min, least=_at_least(2), reach=SQUARES, wide=True, columns=128, slack=_lost_within),
     "discriminant_spectrum": Subject(M.discriminant_spectrum, ref.discriminant, _views, low=0, least=_at_least(2), reach=SQUARES, wide=True, rows=False, columns=128, slack=_lost_within),
-    "silhouettes": Subject(M.silhouettes, lambda x, c: ref.silhouettes(x[0], c[1].astype(int)), _labelled, low=-1, high=1, least=_at_least(2), wide=True, scale=True, rows=False, work=2**20, most=512, floor=1e5),
-    "cluster_scores": Subject(_scores_of, lambda x, c: ref.silhouettes(x[0], c[1].astype(int)).mean(), _labelled, low=-1, high=1, least=_at_least(3), wide=True, scale=True, work=2**20, most=512, floor=1e5),
+    "silhouettes": Subject(M.silhouettes, lambda x, c: ref.silhouettes(x[0], c[1].astype(int)), _labelled, low=-1, high=1, least=_at_least(2), wide=True, scale=True, rows=False, work=2**20, most=512, slack=_resolution),
+    "cluster_scores": Subject(_scores_of, lambda x, c: ref.silhouettes(x[0], c[1].astype(int)).mean(), _labelled, low=-1, high=1, least=_at_least(3), wide=True, scale=True, work=2**20, most=512, slack=_resolution),
     "partition_scores": Subject(_partition, _partition_reference, _labels_only, low=0, high=1, reach=COSINES, wide=True, nan=False),
     "relative_cluster_sizes": Subject(lambda a, b: M.relative_cluster_sizes(a, 9), lambda x, c: np.bincount(x[0].astype(int), minlength=9) * 9 / len(x[0]), _labels_only, low=0, high=9, reach=COSINES, wide=True, nan=False),
     "size_summary": Subject(_summary, _summary_reference, _labels_only, low=0, high=9, reach=COSINES, wide=True, nan=False),

@@ -39,7 +39,8 @@ def discriminant_spectrum(
     mean = z.mean(1)
     within = (z - mean.unsqueeze(1)).flatten(0, 1)
     s, directions = torch.linalg.eigh(within.T @ within / len(within))
-    between = mean - mean.mean(0)
+    between = mean - mean[:1]  # of equal images exactly 0, which their mean may not be
+    between = between - between.mean(0)
     values = torch.linalg.svdvals(between @ directions / (s.clamp(min=0) + delta).sqrt()).square() / images
     values = values[: min(images - 1, m)]
     constant = between.square().mean() <= rounding**2 / 4 * power
