@@ -69,6 +69,8 @@ def test_a_damaged_history_is_the_checkpoints(runs):
     assert loop.Run.read(out).history == loop.Run.read(kept).history
     found, _ = faults_training.run_in(out)
     assert found == truth and found["copy"] == found["lines"]
+    (out / "metrics.jsonl").write_text('{"epoch": 0, "stdp": 0}\n' + text)
+    assert loop.read_metrics(out) == []
 
 
 def test_a_config_that_its_checkpoints_do_not_know_is_refused(runs):

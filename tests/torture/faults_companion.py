@@ -142,7 +142,9 @@ def finished(root, truth):
     said = process.communicate(timeout=120)[0]
     if process.returncode:
         return "runs lost", said[-600:]
-    return ("went on", "") if result(root) == truth else ("wrong results", said[-300:])
+    pairs = zip(("tree", "executed copies", "outcomes", "page"), result(root), truth, strict=True)
+    other = [f"{name}: {str(found)[:300]} for {str(wanted)[:300]}" for name, found, wanted in pairs if found != wanted]
+    return ("wrong results", "; ".join(other)) if other else ("went on", "")
 
 
 def limited_in_size(at, row):

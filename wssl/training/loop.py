@@ -590,7 +590,7 @@ def read_metrics(
     for text in path.read_bytes().splitlines() if path.is_file() else ():
         try:
             line = json.loads(text)
-            counts = upto is None or line["step"] <= upto
+            counts = line["step"] <= (math.inf if upto is None else upto)
         except (ValueError, KeyError, TypeError, RecursionError):
             break
         if counts:
