@@ -12,9 +12,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from ..core.checks import as_embeddings, as_views, expect
+from ..core.checks import as_embeddings, as_views, expect, expect_first_derivative
 from ..core.collectives import all_gather_rows, all_reduce_sum, world_size
 from ..core.rows import normalize_rows, widen
 from ..metrics.alignment_uniformity import uniformity
@@ -112,8 +111,8 @@ class _CharacteristicFunction(torch.autograd.Function):
         return torch.stack(means)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
+        expect_first_derivative("sigreg")  # `once_differentiable` is silent under `autograd.grad(..., inputs)`
         cos1, sin1 = ctx.saved_tensors
         orders = torch.arange(1, len(grad) + 1, device=grad.device, dtype=grad.dtype)
         pull = (grad * orders.view(-1, 1, 1) / cos1.shape[1]).unsqueeze(-1)
