@@ -43,7 +43,7 @@ for line in sys.stdin:
     os.chdir(cwd)
     sys.path[:] = [p for p in env.get("PYTHONPATH", "").split(os.pathsep) if p] + [p for p in sys.path if p]
     torch.set_num_threads(int(env.get("OMP_NUM_THREADS") or torch.get_num_threads()))
-    ipykernel.kernelapp.IPKernelApp.launch_instance(argv=["-f", connection, f"--IPKernelApp.parent_handle={server}"])
+    ipykernel.kernelapp.IPKernelApp.launch_instance(argv=["-f", connection, f"--IPKernelApp.parent_handle={server}", "--HistoryManager.enabled=False"])
     os._exit(0)
 """
 

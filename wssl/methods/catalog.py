@@ -113,7 +113,7 @@ def method_from(
         return value
     values = {"name": value} if isinstance(value, str) else dict(value)
     name = values.pop("name", None)
-    expect(name in METHODS, f"a method ({', '.join(METHODS)})", repr(name))
+    expect(isinstance(name, str) and name in METHODS, f"a method ({', '.join(METHODS)})", repr(name))
     return from_fields(METHODS[name], values, f"method {name}")
 
 # %% ../../nbs/7_methods/catalog.ipynb #99747037
