@@ -57,7 +57,9 @@ def _centred(z, group):
     total = len(z) * world_size(group)
     expect(total >= 2, "at least 2 rows", total)
     z = widen(z)
-    return z - all_reduce_sum(z.sum(0), group) / total, total
+    centred = z - all_reduce_sum(z.sum(0), group) / total
+    left = all_reduce_sum(centred.detach().sum(0), group) / total  # by rounding; large where equal rows are
+    return centred - left, total
 
 
 def _variances(z, group):
