@@ -37,7 +37,9 @@ def normalize_rows(
     "Each row divided by its length; like `F.normalize`, with a gradient of 0 where that has none."
     z = widen(z)
     length = row_lengths(z)
+    if readable(z) and bool(((length > eps) & (length < 1 / eps)).all()):
+        return (
+            z * length.reciprocal()
+        )  # twice as fast; its gradient squares the factor, which has to be an ordinary number
     dead = length <= eps
-    if readable(z) and not dead.any():  # nothing to choose: a product, twice as fast
-        return z * length.reciprocal()
     return torch.where(dead, z.detach(), z) / torch.where(dead, eps, length)
