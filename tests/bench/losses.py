@@ -27,6 +27,7 @@ from wssl.losses import (
 from wssl.metrics import alignment, uniformity, wasserstein_uniformity
 
 SINGULAR = "the root of a singular covariance has no gradient: the peer's is what rounding leaves of it, ours leaves the dead directions alone"
+BATCHNORM = "the peer standardises its columns in one kernel, PyTorch's BatchNorm; ours are several operators, which also sum over processes and refuse to overflow"
 QUEUE = "ours brings the rows of the queue to unit length at every call, the peer trusts that they are"
 
 
@@ -135,7 +136,12 @@ def queue(n, m, k=65536, temperature=0.2):
 def barlow(n, m):
     views = two_views(n, m)
     peers = [
-        Peer("lightly BarlowTwinsLoss", "lightly", lambda: with_gradient(of_lightly("BarlowTwinsLoss"), *views)),
+        Peer(
+            "lightly BarlowTwinsLoss",
+            "lightly",
+            lambda: with_gradient(of_lightly("BarlowTwinsLoss"), *views),
+            reason=BATCHNORM,
+        ),
         Peer(
             "solo-learn barlow_loss_func",
             "solo",

@@ -10,7 +10,7 @@ __all__ = ['standardize', 'barlow_twins_loss', 'vicreg_invariance', 'vicreg_vari
 import torch
 from torch import Tensor
 
-from ..core.checks import as_views, check_finite, expect
+from ..core.checks import as_views, check_finite, expect, readable
 from ..core.collectives import all_gather_rows, all_reduce_sum, world_size
 from ..core.rows import row_lengths, widen
 from ..metrics.wasserstein import root_and_inverse_by_products
@@ -25,8 +25,11 @@ def standardize(
     z = widen(z)
     total = len(z) * world_size(group)
     centred = z - all_reduce_sum(z.sum(0), group) / total
-    squares = row_lengths(centred.T).squeeze(1).double().square()  # in float64, where they do not overflow
-    return centred / (all_reduce_sum(squares, group) / total + eps).sqrt().to(z.dtype)
+    squares = centred.square().sum(0).double()
+    if readable(z) and not bool(((squares > 1e-30) & (squares < 1e30)).all()):  # lost or overflowing in float32
+        squares = row_lengths(centred.T).squeeze(1).double().square()
+    squares = squares.masked_fill(squares.isinf(), torch.nan)
+    return centred * (all_reduce_sum(squares, group) / total + eps).sqrt().reciprocal().to(z.dtype)
 
 # %% ../../nbs/4_losses/redundancy.ipynb #0b049b47
 def barlow_twins_loss(
