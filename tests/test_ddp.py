@@ -15,7 +15,7 @@ from tests.distributed import run_ranks
 from wssl.core.collectives import sync_batchnorm
 from wssl.methods import BYOL, METHODS
 from wssl.models import encoder, initialised_from
-from wssl.training import TrainConfig, train
+from wssl.training import Run, TrainConfig, train
 
 ROOT = Path(__file__).parent.parent
 SIZES = {"hidden": 24, "out": 12, "queue": 64}
@@ -174,7 +174,7 @@ def test_torchrun_from_the_command_line_and_on_with_one_process(tmp_path):
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Done. Results") == 1 and done.stdout.count("epoch 2/2") == 1
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    summary = Run.read(tmp_path / "run").summary
     assert summary["processes"] == 2 and 0 <= summary["final"]["knn"] <= 1
     again = train(
         replace(TrainConfig.from_dict(json.loads((tmp_path / "run" / "config.json").read_text())), device="auto"),
