@@ -70,11 +70,14 @@ def _pair_sums(z, tiles, t, exact, gradient):
             w.triu_(1)  # each pair once, no row with itself
         if not gradient:
             total += w.sum()
+            continue
+        if i == j:
+            w = w + w.T  # both ways in one product
         else:
-            degree[i] += w.sum(1)
             degree[j] += w.sum(0)
-            pull[i].addmm_(w, z[j])
             pull[j].addmm_(w.T, z[i])
+        degree[i] += w.sum(1)
+        pull[i].addmm_(w, z[j])
     if gradient:  # each pair is in the degree of both its rows
         total = degree.sum(dtype=torch.float64) / 2
     return total.log() + top, top, degree, pull
