@@ -31,8 +31,8 @@ test: $(INSTALLED)  ## the whole test suite
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests
 	@echo "All tests passed. The notebooks' own pages: make companion"
 
-torture: $(INSTALLED)  ## injected faults and extreme numbers, by the hundred (many minutes)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture
+torture: $(INSTALLED)  ## injected faults and extreme numbers, by the hundred (17 minutes; ARGS=--record keeps them)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture $(ARGS)
 
 bench: .venv-bench/.installed  ## against other libraries, in ratios (15 minutes; ARGS=--record keeps them)
 	@.venv-bench/bin/python -m tests.bench $(ARGS)
