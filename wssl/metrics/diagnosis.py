@@ -65,7 +65,7 @@ def _line(name, number):
 _HEADER = ["", "value", "95 % interval", "reference", "range", "meaning"]
 
 # %% ../../nbs/2_metrics/diagnosis.ipynb #bd4bca55
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diagnosis:
     "What `diagnose` found: `status` and `sentence` first, then every number with its reference. Shows itself in a notebook; `figure()`, `to_html()`, `to_dict()`, `save()`."
 
@@ -109,7 +109,7 @@ class Diagnosis:
             "history": list(self.history),
         }
 
-    def __str__(self):
+    def __repr__(self):
         lines = [_line(name, number) for name, number in self.values.items()]
         rows = [f"{a:<22}{b:>10}  {c:<19} {d:<15} {e:<11} {f}" for a, b, c, d, e, f in [_HEADER, *lines]]
         return "\n".join([self.sentence, *self._stages(), "", *rows, *(f"note: {note}" for note in self.notes)])
