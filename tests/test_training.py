@@ -358,7 +358,7 @@ PINNED = {
 
 @pytest.mark.parametrize("name", PINNED)
 def test_the_default_options_give_the_numbers_that_they_always_gave(whole, tmp_path, name):
-    """Written down before the loop had any options but these."""
+    """Written down before the loop had any options but these; what another processor rounds grows to .003 by the third epoch."""
     run = whole
     if name == "simclr":
         method = SimCLR(hidden=32, out=16)
@@ -367,8 +367,9 @@ def test_the_default_options_give_the_numbers_that_they_always_gave(whole, tmp_p
         method, none = AlignW2(hidden=32, out=16), dict(regularizer="none", weight=0.0, weight_end=None)
         run = _train(SMALL, tmp_path, method=method, augmentation="w2", **none)
     losses, w2 = PINNED[name]
-    assert [line["loss"] for line in run.history[1:]] == pytest.approx(losses, rel=1e-3)
-    assert [line["w2"] for line in run.history] == pytest.approx(w2, rel=1e-3)
+    assert run.history[1]["loss"] == pytest.approx(losses[0], rel=1e-4)
+    assert [line["loss"] for line in run.history[1:]] == pytest.approx(losses, rel=5e-3)
+    assert [line["w2"] for line in run.history] == pytest.approx(w2, rel=3e-3)
 
 
 SIZES = {"hidden": 16, "out": 8, "queue": 48}

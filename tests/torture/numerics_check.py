@@ -252,7 +252,8 @@ def misfit(name, case):
             continue
         for what, bad in _misfits(x):
             try:
-                _called(subject, [*inputs[:place], bad, *inputs[place + 1 :]])
+                found = _called(subject, [*inputs[:place], bad, *inputs[place + 1 :]])
+                expect(found is None or what != "complex", "an answer:", str(found))
             except Broken as error:
                 raise Broken(f"input {place} with {what}: {error}") from error
         if place and inputs[0].ndim == 2:

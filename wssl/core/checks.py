@@ -24,7 +24,7 @@ def expect(
 ):
     "Raise `InputError` with one sentence unless `ok`."
     if not ok:
-        raise InputError(f"expected {expected}; received {received}")
+        raise InputError(f"expected {expected}; received {str(received) or repr(received)}")
 
 # %% ../../nbs/0_core/checks.ipynb #c3c7c778
 def _as_tensor(values):

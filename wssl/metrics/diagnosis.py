@@ -65,7 +65,7 @@ def _line(name, number):
 _HEADER = ["", "value", "95 % interval", "reference", "range", "meaning"]
 
 # %% ../../nbs/2_metrics/diagnosis.ipynb #bd4bca55
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diagnosis:
     "What `diagnose` found: `status` and `sentence` first, then every number with its reference. Shows itself in a notebook; `figure()`, `to_html()`, `to_dict()`, `save()`."
 
@@ -109,7 +109,7 @@ class Diagnosis:
             "history": list(self.history),
         }
 
-    def __str__(self):
+    def __repr__(self):
         lines = [_line(name, number) for name, number in self.values.items()]
         rows = [f"{a:<22}{b:>10}  {c:<19} {d:<15} {e:<11} {f}" for a, b, c, d, e, f in [_HEADER, *lines]]
         return "\n".join([self.sentence, *self._stages(), "", *rows, *(f"note: {note}" for note in self.notes)])
@@ -165,17 +165,15 @@ class Diagnosis:
 
 # %% ../../nbs/2_metrics/diagnosis.ipynb #74a30128
 def _statistics(values, mean2, power, different):
-    "What is resampled, from eigenvalues of m, lengths and the number of different rows; the first three aside from what n does to them."
+    "What is resampled, from eigenvalues of m, lengths and the number of different rows; evenness and shape over their law at n rows."
     m, n = len(values), max(2, round(different))
     squared = 1 + power - 2 / m**0.5 * values.sqrt().sum().item()
     null = null_law(n, m)[0]
     now = {"W2": max(0.0, squared) ** 0.5, "evenness": (1 - squared / 2) / null, "mean length": mean2**0.5}
     if not values[0] > 0:
-        return now | dict.fromkeys(("shape", "dimensions alive", "stable rank", "participation ratio"), 0.0)
-    shape = spectrum_shape(values, n)
+        return now | dict.fromkeys(("log shape", "stable rank", "participation ratio"), 0.0)
     return now | {
-        "shape": shape / null,
-        "dimensions alive": float(alive_dimensions(shape, n, m)),
+        "log shape": math.log(spectrum_shape(values, n) / null),
         "stable rank": (values.sum() / values[0]).item(),
         "participation ratio": (values.sum() ** 2 / values.square().sum()).item(),
     }
@@ -227,19 +225,16 @@ def _evenness(reading, whole, verdict, errors, different, now):
         "z-score": Number(z, "within 3", "deviations above uniform points, positive is less uniform"),
         "W2 corrected": Number(corrected, 0.0, "without the bias of the sample, where n is at least 2m", span),
         "live fraction": live,
-        "dimensions alive": _alive_number(verdict, errors, m),
+        "dimensions alive": _alive_number(verdict, m),
     }
 
 # %% ../../nbs/2_metrics/diagnosis.ipynb #124ae916
-def _alive_number(verdict, errors, m):
-    "The range of the verdict, widened by resampling, cut to whole dimensions."
+def _alive_number(verdict, m):
+    "The verdict's number and range."
     if not verdict.alive:
         return Number(verdict.alive, m, "of the spectrum's shape, the mean aside", f"0 to {m:,}")
-    low, high = interval(verdict.alive, errors.get("dimensions alive", 0.0), 1, m)
-    ends = min(verdict.low, round(low)), max(verdict.high, round(high))
-    return Number(
-        verdict.alive, m, "by the spectrum's shape, the mean aside; interval with a margin of 2 %", f"0 to {m:,}", *ends
-    )
+    meaning = "by the spectrum's shape, the mean aside; interval with a margin of 2 %"
+    return Number(verdict.alive, m, meaning, f"0 to {m:,}", verdict.low, verdict.high)
 
 
 def _significant(cov):
@@ -380,7 +375,7 @@ def _notes(reading, different, pairs, errors):
             f"what looks at pairs looks at {pairs.rows:,} of {n:,} rows (seeded); its interval says what that costs"
         )
     if errors:
-        found.append(f"intervals of moments by resampling {len(reading.groups)} groups of rows")
+        found.append(f"intervals of moments by leaving out each of {len(reading.groups)} groups of rows in turn")
     if round(different) < n - reading.zeros:
         found.append(f"the {n:,} rows repeat one another and count as {different:,.0f}")
     if reading.lowest >= 0:
@@ -392,7 +387,7 @@ def _judged(reading, whole, different, pairs, errors, share, std):
     "The verdict; `share` of the variance lies between classes."
     near = pairs.near if pairs.rows == reading.n or pairs.near < pairs.rows / 2 else different
     zeros, positive = reading.zeros / reading.n, reading.lowest >= 0
-    near, error = min(near, different), errors.get("shape", 0.0)
+    near, error = min(near, different), errors.get("log shape", 0.0)
     still = int((std <= 1e-7 * std.max()).sum())
     found = judge(Facts(reading.n, different, near, *whole, zeros, positive, error, pairs.groups, still))
     if found.status != "partly collapsed" or share < 0.9:

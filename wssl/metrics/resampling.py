@@ -187,25 +187,29 @@ def one_thread():
         torch.set_num_threads(threads)
 
 # %% ../../nbs/2_metrics/resampling.ipynb #87280097
+_STUDENT = {8: 2.36, 16: 2.13, 32: 2.04}  # 97.5 % quantile of Student's t with one degree of freedom less
+
+
 def resample(
     reading: Reading,
     statistic,  # (eigenvalues, squared length of the mean, mean squared length, different rows) -> dict of numbers
     different: float,  # Effective rows of the whole
-    seed: int = 0,  # Of the draws
-) -> dict[str, float]:  # Standard error of each number; empty where there are too few groups
-    "Standard errors by random halves of the groups of rows."
-    groups, n, size = len(reading.groups), reading.n, min(reading.n, reading.m)
-    if groups < 8:
+) -> dict[str, float]:  # Standard error of each number, for `interval`; empty where there are too few groups
+    "Standard errors by leaving out each group of rows in turn; those of 8 or 16 groups are widened as Student's t asks."
+    groups, n = len(reading.groups), reading.n
+    if groups not in _STUDENT:
         return {}
+    kept = n * (1 - 1 / groups)
     same = (1 / different - 1 / n) / (1 - 1 / n)  # chance that two of the rows are equal
-    left, found = 1 / (2 / n + same * (1 - 2 / n)), []
-    for number in range(32 if size <= 256 else 16 if size <= 768 else 8):
-        weights = torch.zeros(groups, dtype=torch.float64)
-        weights[torch.randperm(groups, generator=generator(seed, "halves", number))[: groups // 2]] = 1
+    left, found = 1 / (1 / kept + same * (1 - 1 / kept)), []
+    for number in range(groups):
+        weights = torch.ones(groups, dtype=torch.float64)
+        weights[number] = 0
         with one_thread():
             found.append(statistic(*reading.at(weights), left))
     columns = {name: torch.tensor([float(draw[name]) for draw in found], dtype=torch.float64) for name in found[0]}
-    return {name: column.std().item() for name, column in columns.items()}
+    factor = (groups - 1) / groups**0.5 * _STUDENT[groups] / _STUDENT[32]
+    return {name: factor * column.std().item() for name, column in columns.items()}
 
 # %% ../../nbs/2_metrics/resampling.ipynb #a4d73461
 def interval(
@@ -214,5 +218,5 @@ def interval(
     low: float = float("-inf"),  # The statistic's own range
     high: float = float("inf"),
 ) -> tuple[float, float]:
-    "95 % interval of 2.05 standard errors (Student's t with about 30 degrees of freedom), cut to what the statistic can be."
-    return max(low, value - 2.05 * error), min(high, value + 2.05 * error)
+    "95 % interval of 2.04 standard errors (Student's t with 31 degrees of freedom), cut to what the statistic can be."
+    return max(low, value - 2.04 * error), min(high, value + 2.04 * error)

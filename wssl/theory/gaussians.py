@@ -20,6 +20,7 @@ def _moments(mean, cov):
         "a mean (m,) and a covariance (m, m)",
         f"shapes {tuple(mean.shape)} and {tuple(cov.shape)}",
     )
+    expect(not (mean.is_complex() or cov.is_complex()), "real numbers", f"{mean.dtype} and {cov.dtype}")
     check_finite(mean, "mean"), check_finite(cov, "covariance")
     skew = (cov - cov.T).abs().max()
     expect(skew <= 1e-3 * cov.abs().max(), "a symmetric covariance", f"entries that differ by {skew.item():.3g}")
