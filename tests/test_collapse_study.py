@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-import wssl.training.loop as loop
 from wssl.companion.records import read_claims, read_runs
 from wssl.core.checks import InputError
 from wssl.data.images import long_tail_rows
 from wssl.evaluation.collapse_study import HEALTHY, collapse_numbers, collapse_study, view_embeddings
 from wssl.training import TrainConfig, train
+from wssl.training.checkpoints import checkpoints
+from wssl.training.config import views_of
+from wssl.training.evaluation import load_data
 from wssl.training.presets import PRESETS, SOLO_SETTINGS
+from wssl.training.step import build_method, make_optimizer, train_step
 
 TINY = TrainConfig(per_class=20, test_per_class=8, size=16, epochs=2, batch=50, eval_every=1, knn_k=10, threads=1)
 
@@ -46,14 +49,14 @@ def test_one_point_has_no_power_law_and_the_names_are_one_list():
 
 def test_views_are_of_the_same_images_and_leave_the_network_alone():
     config = replace(TINY, method="simclr")
-    method, (_, test) = loop.build_method(config), loop.load_data(config)
+    method, (_, test) = build_method(config), load_data(config)
     before = {name: value.clone() for name, value in method.state_dict().items()}
-    views = view_embeddings(method.encoder, method.projector, test, loop.views_of(config), count=7, q=4)
+    views = view_embeddings(method.encoder, method.projector, test, views_of(config), count=7, q=4)
     assert {name: tuple(z.shape) for name, z in views.items()} == {"h": (7, 4, 128), "z": (7, 4, 128)}
     assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items()) and method.training
     assert not torch.equal(views["h"][:, 0], views["h"][:, 1])
     with pytest.raises(InputError, match="even number of views; received"):
-        view_embeddings(method.encoder, method.projector, test, loop.views_of(config), q=3)
+        view_embeddings(method.encoder, method.projector, test, views_of(config), q=3)
 
 
 def test_a_run_keeps_the_study_of_every_evaluation(tmp_path):
@@ -72,9 +75,9 @@ def test_a_predictor_moves_at_its_own_rate(name):
     for rate in (0.0, 1.0, 10.0):
         method = {"name": name, "predictor_rate": rate, "hidden": 16, "out": 8}
         config = TrainConfig(method=method, optimizer="sgd", lr=0.05, weight_decay=0.0, warmup=0.0)
-        net = loop.build_method(config)
+        net = build_method(config)
         before = [p.clone() for p in net.predictor.parameters()], [p.clone() for p in net.encoder.parameters()]
-        loop.train_step(net, loop.make_optimizer(net, config), views, config, 0.0, 0.1)
+        train_step(net, make_optimizer(net, config), views, config, 0.0, 0.1)
         after = net.predictor.parameters(), net.encoder.parameters()
         moved[rate] = [
             torch.cat([(a - b).flatten() for a, b in zip(*pair, strict=True)])
@@ -89,7 +92,7 @@ def test_a_checkpoint_without_kinds_and_rates_continues(tmp_path):
     """As versions before these had them: the run ends in the numbers of the one that was never stopped."""
     whole = train(replace(TINY, method="simclr", out=str(tmp_path / "a")), None, events=False)
     run = train(replace(TINY, method="simclr", out=str(tmp_path / "b")), None, events=False)
-    last, first = loop.checkpoints(run.path)
+    last, first = checkpoints(run.path)
     for path in [*last.iterdir(), last]:
         path.unlink() if path.is_file() else path.rmdir()
     (run.path / "summary.json").unlink()
@@ -108,7 +111,7 @@ def test_a_long_tail_falls_geometrically(tmp_path):
     assert counts == [100, 50, 25, 12, 6]  # 100 * 16^(-c / 4)
     assert torch.equal(long_tail_rows(y, 1.0), torch.arange(500))
     assert torch.equal(long_tail_rows(y, 16.0), long_tail_rows(y, 16.0))
-    train_images, _ = loop.load_data(replace(TINY, imbalance=4.0, batch=10))
+    train_images, _ = load_data(replace(TINY, imbalance=4.0, batch=10))
     assert train_images.y.bincount().tolist() == [round(20 * 4 ** (-c / 9)) for c in range(10)]
     for wrong in (
         lambda: long_tail_rows(y, 0.9),

@@ -16,6 +16,7 @@ from wssl.core.collectives import sync_batchnorm
 from wssl.methods import BYOL, METHODS
 from wssl.models import encoder, initialised_from
 from wssl.training import Run, TrainConfig, train
+from wssl.training.step import in_parallel, objective
 
 ROOT = Path(__file__).parent.parent
 SIZES = {"hidden": 24, "out": 12, "queue": 64}
@@ -61,7 +62,7 @@ def _views():
 def _gradients(net, method, views, regularizer):
     """Loss, terms and gradients of one step, and the state after it."""
     torch.manual_seed(0)  # as the loop does: slices and tasks are drawn alike everywhere
-    loss, terms, _ = loop.objective(net, views, regularizer, 0.7)
+    loss, terms, _ = objective(net, views, regularizer, 0.7)
     loss.backward()
     method.after_step(0.5)
     gradients = {name: p.grad for name, p in method.named_parameters() if p.requires_grad}
@@ -73,7 +74,7 @@ def _on_a_rank(folder, rank):
     results = {}
     for name, regularizer in CASES:
         method = sync_batchnorm(_method(name))
-        net = loop.in_parallel(method)
+        net = in_parallel(method)
         mine = tuple(x[rank * BATCH // 2 :][: BATCH // 2] for x in _views())
         results[name, regularizer] = _gradients(net, method, mine, regularizer)
     torch.manual_seed(0)

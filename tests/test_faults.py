@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-import wssl.training.loop as loop
 from tests.torture import faults_companion, faults_files, faults_images, faults_training
 from tests.torture.faults import FAILURES
 from tests.torture.faults_inject import Died, Failed, Instants, Row, at_instant, damaged, in_child, is_sentence
@@ -15,6 +14,8 @@ from wssl.core.checks import InputError
 from wssl.core.paths import locked, sealed, unsealed, write_atomically
 from wssl.data.images import LARGEST, folder_files, tar_members
 from wssl.evaluation import sources
+from wssl.training.checkpoints import checkpoints
+from wssl.training.runs import Run, read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def runs(tmp_path_factory):
 def damage(runs, name, k):
     """The row of one flipped bit in a file of the newest checkpoint, and the run continued."""
     at, truth, kept = runs
-    row, path = Row("damaged", name), f"{loop.checkpoints(kept)[0].name}/{name}"
+    row, path = Row("damaged", name), f"{checkpoints(kept)[0].name}/{name}"
     out = at / "work"
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(kept, out)
@@ -45,7 +46,7 @@ def test_a_bit_of_a_checkpoint_changes_no_result(runs, name, k):
 
 
 def test_the_harness_notices_that_no_checksum_is_compared(runs, monkeypatch):
-    monkeypatch.setattr(loop, "_check_files", lambda folder: None)
+    monkeypatch.setattr("wssl.training.checkpoints._check_files", lambda folder: None)
     assert damage(runs, "model.safetensors", -1)["wrong results"] == 1
 
 
@@ -66,11 +67,11 @@ def test_a_damaged_history_is_the_checkpoints(runs):
     shutil.copytree(kept, out)
     text = (out / "metrics.jsonl").read_text()
     (out / "metrics.jsonl").write_text(text.replace('"step": 1', '"step": 0').replace("0.", "1."))
-    assert loop.Run.read(out).history == loop.Run.read(kept).history
+    assert Run.read(out).history == Run.read(kept).history
     found, _ = faults_training.run_in(out)
     assert found == truth and found["copy"] == found["lines"]
     (out / "metrics.jsonl").write_text('{"epoch": 0, "stdp": 0}\n' + text)
-    assert loop.read_metrics(out) == []
+    assert read_metrics(out) == []
 
 
 def test_a_config_that_its_checkpoints_do_not_know_is_refused(runs):
@@ -79,7 +80,7 @@ def test_a_config_that_its_checkpoints_do_not_know_is_refused(runs):
     shutil.copytree(kept, out)
     (out / "config.json").write_text((kept / "config.json").read_text().replace('"seed": 0', '"seed": 1'))
     with pytest.raises(InputError, match="newest checkpoint; received seed 0 there, 1 here"):
-        loop.Run.read(out)
+        Run.read(out)
     (out / "config.json").unlink()
     with pytest.raises(InputError, match="to hold the same config; received seed 0 there, 1 here"):
         faults_training.run_in(out, seed=1)
@@ -90,7 +91,7 @@ def test_a_checkpoint_without_a_manifest_is_one_of_an_older_version(runs):
     at, truth, kept = runs
     out = at / "older"
     shutil.copytree(kept, out)
-    for folder in loop.checkpoints(out):
+    for folder in checkpoints(out):
         (folder / "manifest.json").unlink()
     assert faults_training.run_in(out)[0] == truth
 

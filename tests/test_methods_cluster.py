@@ -12,6 +12,7 @@ from tests.distributed import run_ranks
 from wssl.methods import DINO, ExCB, SimCLR, SwAV
 from wssl.models import Prototypes, encoder, initialised_from
 from wssl.training import TrainConfig, train
+from wssl.training.step import build_method, make_optimizer, set_learning_rate
 
 SMALL = dict(hidden=32, out=16, prototypes=12)
 N, K = 8, 12
@@ -261,12 +262,12 @@ def test_a_stopped_run_does_not_start_its_centroids_again(tmp_path, monkeypatch)
 
 def test_decay_of_weights_biases_and_centroids():
     config = replace(RUN, optimizer="sgd", weight_decay=0.1, weight_decay_end=0.3, decay_all=True)
-    method = loop.build_method(config)
-    optimizer = loop.make_optimizer(method, config)
+    method = build_method(config)
+    optimizer = make_optimizer(method, config)
     assert [p for p in optimizer.param_groups[2]["params"]] == [method.prototypes.weight]
     found = []
     for progress in (0.0, 0.5, 1.0):
-        loop.set_learning_rate(optimizer, config, progress, method.prototype_decay(progress))
+        set_learning_rate(optimizer, config, progress, method.prototype_decay(progress))
         found.append([group["weight_decay"] for group in optimizer.param_groups])
     assert found[0] == pytest.approx([0.1, 0.1, 1.0])
     assert found[1] == pytest.approx([0.2, 0.2, 0.2 * 5.5])

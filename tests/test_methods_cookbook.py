@@ -11,7 +11,7 @@ from tests.distributed import run_ranks
 from wssl.core.collectives import sync_batchnorm
 from wssl.methods import INTL, WMSE, DeepClusterV2, DirectCLR, MoCoV3, SimDINO
 from wssl.models import SmallResNet, encoder, initialised_from
-from wssl.training.loop import in_bfloat16, in_parallel, objective
+from wssl.training.step import in_bfloat16, in_parallel, objective
 
 SMALL = dict(hidden=32, out=4)
 METHODS = {

@@ -17,8 +17,9 @@ from wssl.losses import info_nce
 from wssl.methods import ReSA
 from wssl.methods.resa import batch_statistics, batch_targets
 from wssl.models import SmallResNet, encoder, initialised_from
-from wssl.training.loop import in_bfloat16, in_parallel, objective, train
+from wssl.training import train
 from wssl.training.presets import PRESETS, resa_paper
+from wssl.training.step import in_bfloat16, in_parallel, objective
 
 SMALL = dict(hidden=32, out=16)
 

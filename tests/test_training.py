@@ -28,6 +28,20 @@ from wssl.losses import w2_of_views
 from wssl.methods import BYOL, METHODS, AlignW2, SimCLR
 from wssl.models import SmallResNet, initialised_from
 from wssl.training import LARS, Run, TrainConfig, TrainingError, train
+from wssl.training.checkpoints import checkpoints
+from wssl.training.config import views_of
+from wssl.training.evaluation import evaluate, extract_features, load_data, load_images
+from wssl.training.runs import read_metrics
+from wssl.training.step import (
+    OnlineProbe,
+    build_method,
+    in_bfloat16,
+    make_optimizer,
+    objective,
+    regularize,
+    set_learning_rate,
+    train_step,
+)
 
 ROOT = Path(__file__).parent.parent
 SMALL = TrainConfig(
@@ -76,8 +90,8 @@ def test_a_run_is_its_directory(whole):
 
 def test_evaluation_is_of_the_checkpoint(whole):
     method = whole.load()
-    train_images, test_images = loop.load_data(whole.config)
-    measured = loop.evaluate(method, train_images, test_images, whole.config, spectrum=True)
+    train_images, test_images = load_data(whole.config)
+    measured = evaluate(method, train_images, test_images, whole.config, spectrum=True)
     expected = dict(whole.summary["final"])
     assert measured.pop("spectrum") == pytest.approx(expected.pop("spectrum"), rel=1e-3, abs=1e-8)
     assert measured == pytest.approx(expected, rel=1e-4)
@@ -97,8 +111,7 @@ def test_every_draw_of_a_training_has_a_name_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "generator", lambda *key, **kwargs: keys.append(key) or real(*key, **kwargs))
     for seed in (0, 1):
         _train(SMALL, tmp_path / str(seed), seed=seed, epochs=2, eval_every=0)
-    drawn = [key for key in keys if "evaluation views" not in key]
-    assert len(drawn) == 2 * 2 * (1 + 3) and len(set(drawn)) == len(drawn)
+    assert len(keys) == 2 * 2 * (1 + 3) and len(set(keys)) == len(keys)
 
 
 KILLED = """
@@ -172,7 +185,7 @@ def test_killed_from_outside_the_same_command_ends_in_the_same_metrics(tmp_path)
     for epoch in (2, 4):
         for _ in range(5):
             process = start(out)
-            _wait_for(lambda: len(loop.read_metrics(out)) > epoch, process)  # noqa: B023
+            _wait_for(lambda: len(read_metrics(out)) > epoch, process)  # noqa: B023
             if midway := epoch > 2:
                 _wait_for(half_written, process, pause=0)
             else:
@@ -274,7 +287,7 @@ def test_another_config_in_the_same_directory_is_refused(whole):
 def test_a_loss_that_is_not_finite_ends_in_one_sentence_and_keeps_the_last_good_checkpoint(
     tmp_path, monkeypatch, regularizer
 ):
-    real, calls = loop.train_step, []
+    real, calls = train_step, []
 
     def poisoned(method, *args, **kwargs):
         calls.append(1)
@@ -290,21 +303,21 @@ def test_a_loss_that_is_not_finite_ends_in_one_sentence_and_keeps_the_last_good_
         match=r"^training stopped in epoch 2: the loss is not finite; last good checkpoint: checkpoint-3$",
     ):
         _train(SMALL, tmp_path, regularizer=regularizer, weight=weight, weight_end=None)
-    assert [path.name for path in loop.checkpoints(tmp_path)] == ["checkpoint-3"]
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-3"]
     assert all(p.isfinite().all() for p in Run.read(tmp_path).load().parameters())
 
 
 def test_the_regularizer_is_added_to_any_method_with_its_weight(tmp_path):
     config = replace(SMALL, method=SimCLR(hidden=32, out=16), weight=3.0, weight_end=1.0)
-    method = loop.build_method(config)
-    images, _ = loop.load_data(config)
-    views = loop.views_of(config)(images.x[:40], loop.generator(0, "test"))
+    method = build_method(config)
+    images, _ = load_data(config)
+    views = views_of(config)(images.x[:40], loop.generator(0, "test"))
     output = method(views)
-    torch.testing.assert_close(loop.build_method(config)(views).loss, output.loss)
+    torch.testing.assert_close(build_method(config)(views).loss, output.loss)
     expected = torch.autograd.grad(output.loss + 2.0 * w2_of_views(*output.z), list(method.parameters()))
-    fresh = loop.build_method(config)
-    optimizer = loop.make_optimizer(fresh, replace(config, optimizer="sgd"))
-    terms = loop.train_step(fresh, optimizer, views, config, 0.5, 0.6)
+    fresh = build_method(config)
+    optimizer = make_optimizer(fresh, replace(config, optimizer="sgd"))
+    terms = train_step(fresh, optimizer, views, config, 0.5, 0.6)
     for p, grad in zip(fresh.parameters(), expected, strict=True):
         torch.testing.assert_close(p.grad, grad, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(terms["loss"], output.loss.detach() + 2.0 * terms["regularizer"])
@@ -322,28 +335,28 @@ def test_learning_rate_and_decay(tmp_path):
         weight=0.0,
         weight_end=None,
     )
-    method = loop.build_method(config)
-    optimizer = loop.make_optimizer(method, config)
+    method = build_method(config)
+    optimizer = make_optimizer(method, config)
     decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert all(decays[id(p)] == (0.1 if p.ndim > 1 else 0.0) for p in method.parameters())
     views = tuple(torch.randn(8, 3, 16, 16) for _ in range(2))
     rates = []
     for progress in (0.125, 0.25, 0.5, 0.75, 1.0):
-        loop.train_step(method, optimizer, views, config, progress, progress)
+        train_step(method, optimizer, views, config, progress, progress)
         rates.append(optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([0.1, 0.2, 0.4, 0.2, 0.0])
 
 
 def test_learning_rates_of_the_paper(tmp_path):
     config = replace(SMALL, optimizer="lars", lr=0.2, lr_bias=0.005, lr_end=0.001, warmup=0.1, weight_decay=1e-4)
-    method = loop.build_method(config)
-    optimizer = loop.make_optimizer(method, config)
+    method = build_method(config)
+    optimizer = make_optimizer(method, config)
     assert isinstance(optimizer, LARS)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [1e-4, 0]
     assert all(p.ndim > 1 for p in optimizer.param_groups[0]["params"])
     rates = []
     for progress in (0.05, 0.1, 0.55, 1.0):
-        loop.set_learning_rate(optimizer, config, progress)
+        set_learning_rate(optimizer, config, progress)
         rates.append([group["lr"] for group in optimizer.param_groups])
     expected = [(share * 0.2, share * 0.005) for share in (0.5, 1, 0.5005, 0.001)]
     assert [rate for pair in rates for rate in pair] == pytest.approx([rate for pair in expected for rate in pair])
@@ -396,9 +409,9 @@ def _pair(n=12, name=""):
 def test_forward_loss_and_backward_trace_into_one_graph(name, regularizer):
     """A number asked of the device, or a branch on one, would break it."""
     torch.compiler.reset()
-    compiled = torch.compile(loop.objective, backend="aot_eager", fullgraph=True, dynamic=False)
+    compiled = torch.compile(objective, backend="aot_eager", fullgraph=True, dynamic=False)
     found = []
-    for function, weight in ((loop.objective, 0.7), (compiled, torch.tensor(0.7))):
+    for function, weight in ((objective, 0.7), (compiled, torch.tensor(0.7))):
         method = _tiny(name)
         torch.manual_seed(0)  # slices and tasks that a method draws
         loss, terms, _ = function(method, _pair(name=name), regularizer, weight)
@@ -420,10 +433,10 @@ def test_a_step_asks_an_accelerator_for_nothing(monkeypatch, name, regularizer):
     views = tuple(x.to("meta") for x in _pair(name=name))
     weight = 0.0 if regularizer == "none" else 0.5
     config = TrainConfig(method=name, regularizer=regularizer, weight=weight, optimizer="lars")
-    optimizer, probe = loop.make_optimizer(method, config), loop.OnlineProbe(4, 3, device="meta")
+    optimizer, probe = make_optimizer(method, config), OnlineProbe(4, 3, device="meta")
     probe.optimizer = torch.optim.SGD(probe.parameters(), lr=0.1)  # Adam's counter is a number on the CPU
     for progress in (0.1, 0.2):
-        terms = loop.train_step(method, optimizer, views, config, progress, progress, probe=probe, labels=labels)
+        terms = train_step(method, optimizer, views, config, progress, progress, probe=probe, labels=labels)
     assert {"loss", "online_hits"} <= set(terms) and all(value.is_meta for value in terms.values())
     with pytest.raises(RuntimeError, match="meta"):
         terms["loss"].item()
@@ -451,20 +464,20 @@ def test_a_compiled_run_is_the_plain_run_from_one_graph(whole, tmp_path, monkeyp
 
 @pytest.mark.parametrize("name", METHODS)
 def test_bfloat16_is_for_encoder_and_heads_only(name, monkeypatch):
-    seen, real = [], loop.regularize
+    seen, real = [], regularize
 
     def watched(which, weight, *z, **kwargs):
         seen.append((torch.is_autocast_enabled("cpu"), *(part.dtype for part in z)))
         return real(which, weight, *z, **kwargs)
 
-    monkeypatch.setattr(loop, "regularize", watched)
-    narrow, wide, inner = loop.in_bfloat16(_tiny(name, 8)), _tiny(name, 8), []
+    monkeypatch.setattr("wssl.training.step.regularize", watched)
+    narrow, wide, inner = in_bfloat16(_tiny(name, 8)), _tiny(name, 8), []
     first = next(part for part in narrow.encoder.modules() if isinstance(part, torch.nn.Conv2d))
     first.register_forward_hook(lambda module, args, out: inner.append(out.dtype))
     losses = []
     for method in (narrow, wide):
         torch.manual_seed(0)
-        losses.append(loop.objective(method, _pair(32, name), "w2", 0.5)[0])
+        losses.append(objective(method, _pair(32, name), "w2", 0.5)[0])
     assert set(inner) == {torch.bfloat16} and set(seen) == {(False, torch.float32, torch.float32)}
     assert losses[0].dtype == torch.float32 and losses[0] != losses[1]
     losses[0].backward()
@@ -477,7 +490,7 @@ def test_bfloat16_is_for_encoder_and_heads_only(name, monkeypatch):
 
 def test_a_bfloat16_run_measures_what_its_checkpoint_measures(tmp_path):
     run = _train(SMALL, tmp_path, precision="bfloat16")
-    measured = loop.evaluate(run.load(), *loop.load_data(run.config), run.config)
+    measured = evaluate(run.load(), *load_data(run.config), run.config)
     assert measured["w2"] == pytest.approx(run.final["w2"], rel=1e-4) and math.isfinite(run.final["loss"])
 
 
@@ -510,7 +523,7 @@ def test_a_probe_step_is_the_cross_entropy_of_the_labelled_rows():
     draw = torch.Generator().manual_seed(0)
     h = tuple(torch.randn(6, 5, generator=draw).mul(3).add(1).requires_grad_() for _ in range(2))
     labels = torch.tensor([0, 2, -1, 1, -1, 2])
-    probe = loop.OnlineProbe(5, 3)
+    probe = OnlineProbe(5, 3)
     probe.optimizer = torch.optim.SGD(probe.parameters(), lr=1.0)
     torch.nn.init.normal_(probe.linear.weight)
     start, known = probe.linear.weight.detach().double(), labels.repeat(2) >= 0
@@ -527,13 +540,13 @@ def test_a_probe_step_is_the_cross_entropy_of_the_labelled_rows():
 
 def _unlabelled(monkeypatch, kept):
     """Digits of which only the rows `kept(y)` have a label."""
-    real = loop.load_images
+    real = load_images
 
     def load(*args):
         images = real(*args)
         return replace(images, y=torch.where(kept(images.y), images.y, -1))
 
-    monkeypatch.setattr(loop, "load_images", load)
+    monkeypatch.setattr("wssl.training.evaluation.load_images", load)
 
 
 def test_without_labels_nothing_is_classified(tmp_path, monkeypatch):
@@ -546,26 +559,28 @@ def test_without_labels_nothing_is_classified(tmp_path, monkeypatch):
 
 def test_rows_without_a_label_are_left_out(tmp_path, monkeypatch):
     config = replace(SMALL, epochs=1, eval_every=0)
-    method = loop.build_method(config)
-    train_images, test_images = loop.load_data(config)
+    method = build_method(config)
+    train_images, test_images = load_data(config)
     few = (images.take(images.y < 5) for images in (train_images, test_images))
-    expected = loop.evaluate(method, *few, config)["knn"]
+    expected = evaluate(method, *few, config)["knn"]
     some = (replace(i, y=torch.where(i.y < 5, i.y, -1)) for i in (train_images, test_images))
-    assert loop.evaluate(method, *some, config)["knn"] == expected
+    assert evaluate(method, *some, config)["knn"] == expected
     _unlabelled(monkeypatch, lambda y: y < 5)
     run = _train(config, tmp_path, online_probe=True, per_class=None, test_per_class=None, batch=400)
     assert 0 < run.final["online_train"] < 1 and 0 < run.final["online_top1"] < 1
 
 
 def test_the_offline_probe_shares_the_features_and_is_in_the_summary(tmp_path, monkeypatch):
-    asked, extracted, real = [], [], loop.extract_features
+    asked, extracted, real = [], [], extract_features
 
     def stub(train_h, train_y, test_h, test_y, epochs=100, seed=0):
         asked.append((train_h.shape, train_y.shape, test_h.shape, test_y.shape, seed))
         return SimpleNamespace(top1=0.5, top5=0.75)
 
     monkeypatch.setattr(wssl.evaluation, "linear_probe", stub, raising=False)
-    monkeypatch.setattr(loop, "extract_features", lambda *args, **kw: extracted.append(1) or real(*args, **kw))
+    monkeypatch.setattr(
+        "wssl.training.evaluation.extract_features", lambda *args, **kw: extracted.append(1) or real(*args, **kw)
+    )
     run = _train(SMALL, tmp_path, probe="offline", epochs=2, seed=3)
     assert asked == [((120, 128), (120,), (80, 128), (80,), 3)], "once, at the end"
     assert len(extracted) == 2 * 3, "training and test images once for each evaluation"
@@ -573,17 +588,18 @@ def test_the_offline_probe_shares_the_features_and_is_in_the_summary(tmp_path, m
 
 
 def test_an_encoder_and_its_stem_come_from_the_config():
-    net = loop.build_method(TrainConfig(encoder="resnet18", stem="34")).encoder
+    net = build_method(TrainConfig(encoder="resnet18", stem="34")).encoder
     assert net.conv1.padding == (2, 2) and net.out_dim == 512
 
 
 def test_holdout_never_touches_the_test_set(monkeypatch):
     asked = []
-    real = loop.load_images
+    real = load_images
     monkeypatch.setattr(
-        loop, "load_images", lambda source, split, *rest: asked.append(split) or real(source, split, *rest)
+        "wssl.training.evaluation.load_images",
+        lambda source, split, *rest: asked.append(split) or real(source, split, *rest),
     )
-    kept, held = loop.load_data(replace(SMALL, holdout=0.25, per_class=None, test_per_class=None))
+    kept, held = load_data(replace(SMALL, holdout=0.25, per_class=None, test_per_class=None))
     assert asked == ["train"]
     rows = {bytes(x.numpy().tobytes()) for x in kept.x}
     assert len(held) == pytest.approx(0.25 * (len(kept) + len(held)), rel=0.02)
@@ -625,7 +641,7 @@ def test_images_streamed_from_their_files_train_the_same_network(tmp_path):
     """`stream:` decodes in worker processes, `folder:` once into memory: the same pixels, so the same run."""
     from PIL import Image
 
-    images, runs = loop.load_images("synthetic", "train", 16).subset(6, seed=0), {}
+    images, runs = load_images("synthetic", "train", 16).subset(6, seed=0), {}
     for row, (x, y) in enumerate(zip(images.x, images.y, strict=True)):
         place = tmp_path / "images" / ("test" if row % 3 == 0 else "train") / str(int(y))
         place.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from wssl.data.images import synthetic
 from wssl.methods import BYOL
 from wssl.training import TrainConfig
 from wssl.training.config import views_of
-from wssl.training.loop import build_method, make_optimizer, train_step
+from wssl.training.step import build_method, make_optimizer, train_step
 
 CONFIG = TrainConfig(method=BYOL(out=256), source="synthetic", batch=256)
 

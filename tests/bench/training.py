@@ -14,7 +14,7 @@ from wssl.methods import BYOL, BarlowTwins, SimCLR
 from wssl.models import MomentumNetwork, encoder
 from wssl.training import LARS, TrainConfig
 from wssl.training.config import views_of
-from wssl.training.loop import build_method, make_optimizer, train_step
+from wssl.training.step import build_method, make_optimizer, train_step
 
 TOGETHER = "both views pass the network as one batch, whose activations are twice as large as the caches can hold"
 FOREACH = "ours passes over all weights at once, five times, so that a GPU has few launches; on a processor the peer's loop finds each weight in the cache"

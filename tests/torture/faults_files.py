@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-import wssl.training.loop as loop
 from tests.torture.faults_images import ROOM, executed
 from tests.torture.faults_inject import Died, Failed, Row, damaged, folder, fresh, in_child, places
 from tests.torture.faults_training import CONFIG, judge, run_in, small_runs, stopped
@@ -25,6 +24,8 @@ from wssl.companion.cli import main
 from wssl.evaluation.backbones import backbone
 from wssl.evaluation.sources import load_embeddings, load_labels
 from wssl.training import TrainConfig
+from wssl.training.checkpoints import checkpoints
+from wssl.training.runs import Run
 
 
 class Calls:
@@ -142,7 +143,7 @@ def pickles(at):
 def checkpoints_with_code(truth, at, row):
     """A state of the optimizer that would run code, in a checkpoint whose manifest fits it."""
     canary, kept = at / "canary", stopped(at, truth)
-    newest = loop.checkpoints(kept)[0].name
+    newest = checkpoints(kept)[0].name
     for gadget, value in gadgets(canary):
         for name, new in (("state.pt", True), ("state.pt", False), ("model.safetensors", True)):
             out = at / "work"
@@ -255,7 +256,7 @@ def odd_json(truth, at, row):
         config.replace('"name": "byol"', f'"name": {value}')
         for value in ('"os.system"', "[]", "{}", '"__class__"', "3")
     ]
-    for name in ("config.json", "metrics.jsonl", f"{loop.checkpoints(kept)[0].name}/manifest.json", "summary.json"):
+    for name in ("config.json", "metrics.jsonl", f"{checkpoints(kept)[0].name}/manifest.json", "summary.json"):
         for text in texts:
             out = at / "work"
             shutil.rmtree(out, ignore_errors=True)
@@ -266,7 +267,7 @@ def odd_json(truth, at, row):
         out = fresh(at)
         (out / "config.json").write_text(text)
         try:
-            in_child(loop.Run.read, out)
+            in_child(Run.read, out)
             row.add("went on" if TrainConfig.from_dict(json.loads(text)) else "wrong results", "", f"{text[:30]} read")
         except (Failed, Died) as error:
             row.refusal(error, f"{text[:30]} read as a run")

@@ -14,7 +14,7 @@ from tests.checkout import ROOT
 from tests.torture.faults_inject import Row, folder, fresh
 from tests.torture.faults_training import difference, numbers
 from wssl.training import Run
-from wssl.training.loop import read_metrics
+from wssl.training.runs import read_metrics
 
 WORDS = """-m torch.distributed.run --standalone --nproc-per-node 2 -m wssl train --method byol --method.hidden 16 --method.out 8 --w2 0.5 --per-class 4
     --test-per-class 2 --size 8 --epochs 6 --batch 20 --eval-every 1 --knn-k 3 --threads 1 --online-probe true --device cpu"""

@@ -30,6 +30,8 @@ from tests.torture.faults_inject import (
 from wssl.methods import BYOL
 from wssl.models import SmallResNet
 from wssl.training import Run, TrainConfig, train
+from wssl.training.checkpoints import checkpoints
+from wssl.training.evaluation import load_data
 
 CONFIG = TrainConfig(
     method=BYOL(momentum=0.9, hidden=8, out=4),
@@ -52,9 +54,9 @@ CONFIG = TrainConfig(
 @contextlib.contextmanager
 def small_runs():
     """An encoder of a thousand weights in place of half a million, images and the machine's description read once: the same files, in a tenth of a second."""
-    data, about = loop.load_data(CONFIG), loop.environment()
+    data, about = load_data(CONFIG), loop.environment()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "encoder", lambda *_: SmallResNet(width=4, blocks=(1,)))
+        patch.setattr("wssl.training.step.encoder", lambda *_: SmallResNet(width=4, blocks=(1,)))
         patch.setattr(loop, "load_data", lambda *_: data)
         patch.setattr(loop, "environment", lambda: about)
         yield
@@ -73,7 +75,7 @@ def numbers(run):
     copy = [json.loads(text) for text in (run.path / "metrics.jsonl").read_text().splitlines()]
     copy = [{name: value for name, value in line.items() if "seconds" not in name} for line in copy]
     summary = {key: run.summary[key] for key in ("final", "images", "parameters", "processes")}
-    return {"lines": lines, "copy": copy, "summary": summary, "weights": weights_sum(loop.checkpoints(run.path)[0])}
+    return {"lines": lines, "copy": copy, "summary": summary, "weights": weights_sum(checkpoints(run.path)[0])}
 
 
 def lines_of(run):
@@ -246,7 +248,7 @@ def stopped(at, truth):
     last = max(k for k, (name, of) in enumerate(instants, 1) if name == "create" and of == "metrics.jsonl")
     with contextlib.suppress(Died):
         at_instant(run_in, out, at=last, how="kill")
-    assert count("mkdir") and len(loop.checkpoints(out)) == 2 and not (out / "summary.json").exists()
+    assert count("mkdir") and len(checkpoints(out)) == 2 and not (out / "summary.json").exists()
     return out
 
 
@@ -269,7 +271,7 @@ def damage_to(path, kept, row, truth, at, seed, most, hint=None):
 
 def swapped(kept, row, truth, at):
     """Files of one checkpoint in the place of the other's, and lines in another order."""
-    new, old = (folder.name for folder in loop.checkpoints(kept))
+    new, old = (folder.name for folder in checkpoints(kept))
     pairs = [(f"{new}/{name}", f"{old}/{name}") for name in ("model.safetensors", "state.pt", "manifest.json")]
     pairs += [(new, old)]
     for first, second in pairs:
@@ -308,7 +310,7 @@ def reading(kept, row, truth, at, seed, most):
         return zlib.crc32(b"".join(value.numpy().tobytes() for value in method.state_dict().values()))
 
     expected = in_child(look, kept)
-    newest = loop.checkpoints(kept)[0].name
+    newest = checkpoints(kept)[0].name
     for path in (
         "config.json",
         "metrics.jsonl",
@@ -391,7 +393,7 @@ def measure(seed, share=1.0):
         with_events(fresh(at))
         yield limits_of_size(truth, at, Row("limit of file size", "training, with TensorBoard's events"), events=True)
         kept = stopped(at, truth)
-        newest = loop.checkpoints(kept)[0].name
+        newest = checkpoints(kept)[0].name
         for name, most in (("model.safetensors", 80), ("state.pt", 80), ("manifest.json", 100)):
             row = Row("damaged", f"a checkpoint's {name}")
             yield damage_to(f"{newest}/{name}", kept, row, truth, at, seed, many(most))

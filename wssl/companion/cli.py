@@ -233,7 +233,8 @@ def run_train(
     "Train, and say where the results are."
     from wssl.core.collectives import WORLD, joined, rank
     from wssl.methods.catalog import method_name
-    from wssl.training.loop import TrainingError, run_directory, train
+    from wssl.training.loop import train
+    from wssl.training.runs import TrainingError, run_directory
 
     config = train_config(options)
     if options.record:
@@ -335,6 +336,7 @@ def crop_flip_like(
 ):  # An `Augmentation`
     "Crop and flip of a probe on views, at a run's size, with its normalisation; no flip where the run had none."
     from dataclasses import replace
+
     from wssl.data.crops import CROP_FLIP
 
     a = augmentation
@@ -363,7 +365,9 @@ def run_evaluate(
 ) -> int:  # 0
     "Metrics and accuracies of a run's newest checkpoint."
     from dataclasses import replace
-    from wssl.training.loop import Run, evaluate, load_data, pick_device
+
+    from wssl.training.evaluation import evaluate, load_data, pick_device
+    from wssl.training.runs import Run
 
     names = options.protocol.split(",")
     expect(set(names) <= set(PROTOCOLS), f"protocols among {', '.join(PROTOCOLS)}", repr(options.protocol))
@@ -505,7 +509,7 @@ def network_of_run(
     from torch import nn
 
     from wssl.training.config import augmentation_of
-    from wssl.training.loop import Run
+    from wssl.training.runs import Run
 
     run = Run.read(Path(path).resolve())
     encoder, projector = run.load().evaluated
