@@ -49,7 +49,8 @@ def reference(z, normalize=True):
     grad = 2 / n * unit - 2 / math.sqrt(m * n) * u[:, :possible] @ vt[:possible]
     if normalize:
         grad = (grad - (grad * unit).sum(1, keepdims=True) * unit) / length
-    return value, torch.from_numpy(grad), s[possible - 1] / s[0] if possible and s[0] > 0 else 0.0
+    apart = possible and s[0] > 1e-5 * math.sqrt(n)  # of equal rows, singular vectors are rounding
+    return value, torch.from_numpy(grad), s[possible - 1] / s[0] if apart else 0.0
 
 
 def gradient(z, **options):
@@ -128,6 +129,7 @@ shapes = st.tuples(st.integers(1, 48), st.integers(1, 48), st.integers(1, 48), s
 @example((32, 32, 48, 0), torch.float32, True)
 @example((32, 33, 5, 0), torch.float64, True)
 @example((1, 5, 1, 0), torch.float32, True)
+@example((2, 3, 1, 1), torch.float64, True)
 def test_value_and_gradient(shape, dtype, needs_grad):
     n, m, rank, seed = shape
     z = F.normalize(draw(n, m, seed, rank)).to(dtype)
