@@ -19,7 +19,8 @@ from torchvision.datasets import CIFAR10, CIFAR100, STL10
 
 from wssl.core.checks import InputError
 from wssl.data import archives
-from wssl.data.images import Images, decode, load_images
+from wssl.data.files import decode
+from wssl.data.images import Images, load_images
 
 ORIGINAL = {"cifar10": CIFAR10, "cifar100": CIFAR100, "stl10": STL10}
 
@@ -337,7 +338,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, publish, monkeypatch):
     load_images("cifar10", root=tmp_path)
     before = left(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("wssl.data.images.open", lambda path, mode: open("/dev/full", mode), raising=False)
+        patch.setattr("wssl.data.decoded.open", lambda path, mode: open("/dev/full", mode), raising=False)
         sentence = "room for the decoded images of cifar10 test in .*; received a full disk"
         fails(sentence, tmp_path, split="test", leaves=before)
     assert equal(load_images("cifar10", "test", root=tmp_path), made.truth["test"])

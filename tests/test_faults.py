@@ -12,7 +12,7 @@ from tests.torture.faults import FAILURES
 from tests.torture.faults_inject import Died, Failed, Instants, Row, at_instant, damaged, in_child, is_sentence
 from wssl.core.checks import InputError
 from wssl.core.paths import locked, sealed, unsealed, write_atomically
-from wssl.data.images import LARGEST, folder_files, tar_members
+from wssl.data.files import LARGEST, folder_files, tar_members
 from wssl.evaluation import sources
 from wssl.training.checkpoints import checkpoints
 from wssl.training.runs import Run, read_metrics

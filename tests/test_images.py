@@ -19,8 +19,9 @@ from torchvision.transforms.v2 import functional as TF
 
 from wssl import data
 from wssl.core.checks import InputError
-from wssl.data import images as module
-from wssl.data.images import Images, alone, decode, load_images, progress_line, split_of_names, tar_members
+from wssl.data.decoded import alone, progress_line, room_for
+from wssl.data.files import decode, decode_all, tar_members
+from wssl.data.images import SHAPES, Images, load_images, split_of_names
 
 
 def encoded(number, size=(32, 32), suffix="png", mode="RGB"):
@@ -79,7 +80,7 @@ def test_digits_are_enlarged_bilinearly():
 
 def test_synthetic_shapes_are_mirror_images_and_distinct():
     axis = torch.linspace(-1, 1, 33)
-    masks = [shape(axis.view(1, -1), axis.view(-1, 1)).expand(33, 33) for shape in module.SHAPES.values()]
+    masks = [shape(axis.view(1, -1), axis.view(-1, 1)).expand(33, 33) for shape in SHAPES.values()]
     assert all(torch.equal(mask, mask.flip(1)) for mask in masks)
     assert len({tuple(mask.flatten().tolist()) for mask in masks}) == 10
     train = load_images("synthetic")
@@ -262,7 +263,7 @@ def test_odd_members_are_passed_over(tmp_path):
 
 def test_decoded_once_and_again_when_changed(tmp_path, monkeypatch):
     folder, calls = write_folder(tmp_path / "pets", SPLIT_NAMES), []
-    monkeypatch.setattr(module, "decode", lambda *args: calls.append(args[0]) or decode(*args))
+    monkeypatch.setattr("wssl.data.files.decode", lambda *args: calls.append(args[0]) or decode(*args))
     first = load_images("folder:pets", root=tmp_path)
     assert len(calls) == 12 and len(load_images("folder:pets", "test", root=tmp_path)) == 6 and len(calls) == 12
     load_images("folder:pets", size=16, root=tmp_path)
@@ -291,7 +292,7 @@ def test_a_killed_decoding_leaves_no_half_cache(tmp_path, monkeypatch):
     def killed(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "decode", killed)
+    monkeypatch.setattr("wssl.data.files.decode", killed)
     with pytest.raises(KeyboardInterrupt):
         load_images("folder:pets", root=tmp_path)
     monkeypatch.undo()
@@ -345,7 +346,7 @@ def test_a_lock_lets_one_process_in_and_goes_with_its_holder(tmp_path):
 def test_two_that_start_at_once_decode_once(tmp_path, monkeypatch):
     write_folder(tmp_path / "pets", SPLIT_NAMES)
     calls = []
-    monkeypatch.setattr(module, "decode", lambda *args: calls.append(time.sleep(0.02)) or decode(*args))
+    monkeypatch.setattr("wssl.data.files.decode", lambda *args: calls.append(time.sleep(0.02)) or decode(*args))
     with ThreadPoolExecutor(3) as pool:
         found = list(
             pool.map(lambda split: load_images("folder:pets", split, root=tmp_path), ("train", "test", "train"))
@@ -356,7 +357,7 @@ def test_two_that_start_at_once_decode_once(tmp_path, monkeypatch):
 
 def test_a_cache_on_a_disk_that_changes_what_is_written_is_refused(tmp_path, monkeypatch):
     write_folder(tmp_path / "pets", SPLIT_NAMES)
-    monkeypatch.setattr(module, "open_decoded", lambda *args: None)
+    monkeypatch.setattr("wssl.data.decoded.open_decoded", lambda *args: None)
     with pytest.raises(InputError, match="to read from .* what was just written there; received something else"):
         load_images("folder:pets", root=tmp_path)
 
@@ -364,22 +365,22 @@ def test_a_cache_on_a_disk_that_changes_what_is_written_is_refused(tmp_path, mon
 def test_only_a_full_disk_is_called_a_full_disk(tmp_path):
     for number in (errno.ENOSPC, errno.EDQUOT):
         with pytest.raises(InputError, match="room for digits in .*; received a full disk"):
-            with module.room_for("digits", tmp_path):
+            with room_for("digits", tmp_path):
                 raise OSError(number, os.strerror(number))
-    with pytest.raises(PermissionError), module.room_for("digits", tmp_path):
+    with pytest.raises(PermissionError), room_for("digits", tmp_path):
         raise PermissionError(errno.EACCES, "no")
 
 
 def test_many_blocks_stay_in_order():
     files = [(str(k), encoded(k, (4, 4))) for k in range(50)]
-    names, pixels = zip(*module.decode_all(files, 4, threads=4, block=3), strict=True)
+    names, pixels = zip(*decode_all(files, 4, threads=4, block=3), strict=True)
     assert sum(names, []) == [name for name, _ in files]
     assert np.array_equal(np.concatenate(pixels), np.stack([decode(*file, 4) for file in files]))
 
 
 def test_progress_is_silent_at_first_and_plain_off_a_terminal(capsys, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("wssl.data.decoded.time.monotonic", lambda: now[0])
     update = progress_line("decoding x")
     for seconds in range(12):
         now[0] = 100.0 + seconds

@@ -549,7 +549,7 @@ def run_diagnose(
     options,  # What the parser returned
 ) -> int:  # 0, or 1 below --fail-below
     "What the embeddings of a file have become."
-    from wssl.data.images import progress_line
+    from wssl.data.decoded import progress_line
     from wssl.evaluation.sources import load_embeddings, load_labels
     from wssl.metrics.diagnosis import diagnose, follow
 

@@ -24,7 +24,8 @@ from torchvision.datasets import CIFAR10, CIFAR100, STL10
 from torchvision.datasets.utils import check_integrity
 
 from ..core.checks import InputError, expect
-from .images import Images, alone, kept, progress_line, room_for
+from .decoded import alone, kept, progress_line, room_for
+from .images import Images
 
 # %% ../../nbs/5_data/archives.ipynb #697dc08f
 ARCHIVES = {"cifar10": CIFAR10, "cifar100": CIFAR100, "stl10": STL10}

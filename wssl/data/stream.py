@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..core.checks import InputError, as_labels
-from .images import class_subset, decode, folder_files, rows_of_split
+from .files import decode, folder_files
+from .images import class_subset, rows_of_split
 
 # %% ../../nbs/5_data/stream.ipynb #b2b1c68f
 def own_cores() -> int:  # At least 1

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.checks import InputError, expect
-from ..data.images import folder_files, progress_line
+from ..data.decoded import progress_line
+from ..data.files import folder_files
 from ..data.stream import StreamedImages
 from ..data.views import Augmentation
 from .features import extract_features
