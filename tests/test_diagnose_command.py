@@ -141,7 +141,7 @@ WRONG_WORDS = {
     "second of stages": (["z.npy", "half.npy", "--second", "z.npy"], "one file beside --second"),
     "unknown option": (["z.npy", "--colour", "red"], "--colour"),
     "output of another kind": (["z.npy", "--png", "out.pdf"], ".png"),
-    "output in a file": (["z.npy", "--png", "z.npy/out.png"], "a place to write"),
+    "output in a file": (["z.npy", "--png", "z.npy/out.png"], "a file to write to"),
 }
 
 
