@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .diagnose_command import add_diagnose, run_diagnose
 from .evaluate_command import add_evaluate, run_evaluate
-from .options import Parser, add_fields, check_target
+from .options import Parser, add_fields, check_target, starting
 from ..core.checks import InputError, expect
 from ..core.paths import FULL
 
@@ -111,10 +111,11 @@ def run_train(
     options,  # What the parser returned
 ) -> int:  # 0, or 1 where training failed
     "Train, and say where the results are."
-    from wssl.core.collectives import WORLD, joined, rank
-    from wssl.methods.catalog import method_name
-    from wssl.training.loop import train
-    from wssl.training.runs import TrainingError, run_directory
+    with starting():
+        from wssl.core.collectives import WORLD, joined, rank
+        from wssl.methods.catalog import method_name
+        from wssl.training.loop import train
+        from wssl.training.runs import TrainingError, run_directory
 
     config = train_config(options)
     if options.record:
@@ -185,33 +186,33 @@ def run_companion(
     options,  # What the parser returned
 ) -> int:  # 0, or 1 where a notebook failed
     "Run the notebooks, write the report, and say where it is."
-    from wssl.companion.records import data_dir
+    with starting():
+        from wssl.companion.records import data_dir
 
     root = data_dir(options.project).parent
     expect(options.workers >= 1, "at least 1 worker", options.workers)
     expect(options.timeout is None or options.timeout >= 1, "a timeout of at least 1 second", options.timeout)
     if options.out:
         check_target(options.out, folder=True)
-    from wssl.companion.runner import (
-        earlier_outcomes,
-        run_all,
-        slowest,
-    )  # first: it says in a sentence which tools are missing
+    with starting():
+        from wssl.companion.runner import (
+            earlier_outcomes,
+            run_all,
+            slowest,
+        )  # says in a sentence which tools are missing
+        from wssl.companion.report import write_report
+        from wssl.companion.stored import store_outputs
+        from wssl.core.paths import locked
 
     if options.readme:
         from wssl.companion.readme import write_readme
 
         print(f"Written: {write_readme(root)}")
         return 0
-    from wssl.companion.report import write_report
-    from wssl.core.paths import locked
-
     out = Path(options.out or root / "runs" / "companion").resolve()
     with locked(out, "a folder of the companion", "works"):
         outcomes = run_all(root, out, options.only, options.full, options.fresh, options.workers, options.timeout)
         if options.store_outputs:
-            from wssl.companion.stored import store_outputs
-
             print(f"Outputs stored in {len(store_outputs(root, out, outcomes))} notebooks.")
         shown = outcomes + earlier_outcomes(root, out, [outcome["notebook"] for outcome in outcomes])
         page = write_report(root, out, sorted(shown, key=lambda outcome: outcome["notebook"]))
@@ -244,8 +245,9 @@ def run_table(
     options,  # What the parser returned
 ) -> int:  # 0
     "The ledger of claims, and measured numbers beside published ones."
-    from wssl.companion.ledger import beside_published, ledger_counts, ledger_table
-    from wssl.companion.records import number_text, read_claims
+    with starting():
+        from wssl.companion.ledger import beside_published, ledger_counts, ledger_table
+        from wssl.companion.records import number_text, read_claims
 
     ledger, beside = read_claims(options.project), beside_published(options.project, options.dataset)
     if options.csv:
@@ -306,7 +308,8 @@ def main(
     "The command line `wssl`."
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        options, rest = build_parser(words).parse_known_args(words)
+        with starting():
+            options, rest = build_parser(words).parse_known_args(words)
         if rest:
             Parser(prog=f"wssl {options.name}").error(f"unrecognized arguments: {' '.join(rest)}")
         return options.command(options)

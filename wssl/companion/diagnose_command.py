@@ -9,7 +9,7 @@ __all__ = ['add_diagnose', 'embeddings_of', 'network_of_run', 'check_outputs', '
 import sys
 from pathlib import Path
 
-from .options import check_target
+from .options import check_target, starting
 from ..core.checks import expect
 
 # %% ../../nbs/companion/diagnose_command.ipynb #41c18138
@@ -128,9 +128,10 @@ def run_diagnose(
     options,  # What the parser returned
 ) -> int:  # 0, or 1 below --fail-below
     "What the embeddings of a file have become."
-    from wssl.data.decoded import progress_line
-    from wssl.evaluation.sources import load_embeddings, load_labels
-    from wssl.metrics.diagnosis import diagnose, follow
+    with starting():
+        from wssl.data.decoded import progress_line
+        from wssl.evaluation.sources import load_embeddings, load_labels
+        from wssl.metrics.diagnosis import diagnose, follow
 
     outputs, many = check_outputs(options), len(options.file) > 1
     expect(not (many and options.second), "one file beside --second", f"{len(options.file)} files")

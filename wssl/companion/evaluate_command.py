@@ -10,7 +10,7 @@ __all__ = ['PROTOCOLS', 'add_evaluate', 'accuracies', 'crop_flip_like', 'conditi
 from dataclasses import replace
 from pathlib import Path
 
-from .options import check_target
+from .options import check_target, starting
 from ..core.checks import expect
 
 # %% ../../nbs/companion/evaluate_command.ipynb #89763a22
@@ -110,8 +110,9 @@ def run_evaluate(
     options,  # What the parser returned
 ) -> int:  # 0
     "Metrics and accuracies of a run's newest checkpoint."
-    from wssl.training.evaluation import evaluate, load_data, pick_device
-    from wssl.training.runs import Run
+    with starting():
+        from wssl.training.evaluation import evaluate, load_data, pick_device
+        from wssl.training.runs import Run
 
     names = options.protocol.split(",")
     expect(set(names) <= set(PROTOCOLS), f"protocols among {', '.join(PROTOCOLS)}", repr(options.protocol))
