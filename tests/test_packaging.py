@@ -80,7 +80,7 @@ def test_metadata_is_what_settings_say(unpacked):
     for key in set(extras) - {"dev_requirements"}:
         assert wants(key.removesuffix("_requirements")) == said(key)
     assert wants("dev") == set().union(*map(said, extras))
-    assert "wssl = wssl.companion.cli:main" in (folder / "entry_points.txt").read_text()
+    assert "wssl = wssl.__main__:main" in (folder / "entry_points.txt").read_text()
 
 
 BARE = """
