@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['READS_MEASURED', 'find_notebooks', 'declared', 'source_hash', 'tree_hash', 'keys', 'Engine', 'kernel_env',
            'warnings_in', 'failure_in', 'execute', 'say_outcome', 'outcome_file', 'kept_outcome', 'plan',
-           'earlier_outcomes', 'run_all', 'in_order_of_arrival', 'slowest']
+           'earlier_outcomes', 'run_all', 'slowest']
 
 # %% ../../nbs/companion/runner.ipynb #c01c20e2
 import ast
@@ -14,17 +14,14 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from multiprocessing import active_children, get_context, parent_process
+from contextlib import closing
 from pathlib import Path
 
+from .pool import in_processes
 from ..core.checks import InputError, expect
 from ..core.environment import cpu_cores
 from ..core.paths import project_root, write_atomically
@@ -330,26 +327,13 @@ def earlier_outcomes(
             found.append(outcome)
     return found
 
-# %% ../../nbs/companion/runner.ipynb #45307e96
-def _end_with_parent():
-    "Let this worker end when the process that started it has, and not before."
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch():
-        parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
 # %% ../../nbs/companion/runner.ipynb #34ecb6cb
-def _started(pool, root, out, rest, parameters, workers, timeout):
-    "Future -> name, for each notebook that has to run; what an earlier run left of it no longer counts."
+def _calls(root, out, rest, parameters, workers, timeout):
+    "Name -> call of `execute`, for each notebook that has to run; what an earlier run left of it no longer counts."
     for name in rest:
         outcome_file(out, name).unlink(missing_ok=True)
     return {
-        pool.submit(
-            execute, Path(root) / "nbs" / name, out / "executed" / name, parameters[name], root, workers, timeout
-        ): name
+        name: (execute, Path(root) / "nbs" / name, out / "executed" / name, parameters[name], root, workers, timeout)
         for name in rest
     }
 
@@ -371,56 +355,19 @@ def run_all(
     width = max(len(name) for name in [*rest, *(outcome["notebook"] for outcome in kept)]) - 5
     for number, outcome in enumerate(kept, 1):
         say(say_outcome(number, total, outcome, width))
-    size, spawn, others = max(1, min(workers, len(rest))), get_context("spawn"), active_children()
-    with ProcessPoolExecutor(size, mp_context=spawn, initializer=_end_with_parent) as pool:
-        try:
-            for name, outcome in in_order_of_arrival(_started(pool, root, out, rest, parameters, workers, timeout)):
-                outcome |= {
-                    "notebook": name,
-                    "mode": "full" if full and parameters[name] else "quick",
-                    "key": key[name],
-                }
-                text = json.dumps(outcome, indent=1, sort_keys=True, ensure_ascii=False)
-                write_atomically(outcome_file(out, name), text)
-                outcomes.append(outcome)
-                say(say_outcome(len(outcomes), total, outcome, width))
-        except BaseException:  # stopped, or no room: what is at work is not waited for
-            pool.shutdown(wait=False, cancel_futures=True)
-            for worker in set(active_children()) - set(others):
-                worker.kill()
-            raise
+    calls = _calls(root, out, rest, parameters, workers, timeout)
+    with closing(in_processes(calls, workers)) as ended:
+        for name, outcome in ended:
+            if isinstance(outcome, Exception):
+                told = f"{type(outcome).__name__}: {outcome}"
+                outcome = {"status": "failed", "seconds": 0.0, "warnings": [], "message": told}
+            mode = "full" if full and parameters[name] else "quick"
+            outcome |= {"notebook": name, "mode": mode, "key": key[name]}
+            text = json.dumps(outcome, indent=1, sort_keys=True, ensure_ascii=False)
+            write_atomically(outcome_file(out, name), text)
+            outcomes.append(outcome)
+            say(say_outcome(len(outcomes), total, outcome, width))
     return sorted(outcomes, key=lambda outcome: outcome["notebook"])
-
-# %% ../../nbs/companion/runner.ipynb #39884172
-def in_order_of_arrival(
-    pending: dict,  # Future -> name
-    stream=sys.stderr,  # Where the moving line goes
-):  # Yields (name, outcome)
-    "Outcomes as they arrive, with a line on a terminal that says what is at work."
-    start, waiting, moving = time.perf_counter(), dict(pending), stream.isatty()
-    while waiting:
-        done, _ = wait(waiting, timeout=0.5 if moving else None, return_when=FIRST_COMPLETED)
-        if moving:
-            stream.write("\r\033[K"), stream.flush()
-        for future in done:
-            name = waiting.pop(future)
-            try:
-                yield name, future.result()
-            except Exception as error:
-                yield (
-                    name,
-                    {"status": "failed", "seconds": 0.0, "warnings": [], "message": f"{type(error).__name__}: {error}"},
-                )
-        if moving and waiting:
-            at_work = [name.removesuffix(".ipynb") for future, name in waiting.items() if future.running()]
-            (
-                stream.write(
-                    f"\r{time.perf_counter() - start:5.0f} s  at work: {', '.join(at_work[:3])}"[
-                        : shutil.get_terminal_size().columns - 1
-                    ]
-                ),
-                stream.flush(),
-            )
 
 # %% ../../nbs/companion/runner.ipynb #cf83f3d8
 def slowest(
