@@ -50,7 +50,7 @@ def test_work_of_an_encoder(width, blocks, stride):
 def test_default_encoder_is_small():
     net = encoder("small")
     assert flops_by_hand(16, (1, 1, 1, 1), 2) <= 10e6 and 128 <= net.out_dim <= 256
-    with pytest.raises(InputError, match="an encoder among small, resnet18, resnet50, vit-small; received large"):
+    with pytest.raises(InputError, match="an encoder among small, small-narrow, small-wide, small-patch, resnet18, resnet50, vit-small; received large"):
         encoder("large")
     with pytest.raises(InputError, match="a width and blocks of at least 1"):
         SmallResNet(blocks=())
