@@ -88,18 +88,27 @@ def write_record(
     )
 
 # %% ../../nbs/companion/records.ipynb #e8727ec4
-VERDICTS = ("reproduced", "reproduced at this scale", "not reproduced at this scale", "not reproduced", "not tried")
+VERDICTS = (
+    "reproduced",
+    "reproduced at this scale",
+    "inconclusive",
+    "not reproduced at this scale",
+    "not reproduced",
+    "not tried",
+)
 
 # %% ../../nbs/companion/records.ipynb #ecd849d0
 def write_claim(
     claim: str,  # Its id in data/published/claims.csv
     verdict: str,  # One of `VERDICTS`
-    figures: dict,  # name -> number, list, or {"value": ..., "spread": ..., "seeds": ...}
+    figures: dict,  # name -> number, list, or {"value": ..., "low": ..., "high": ..., "n": ..., "unit": ...}
     scale: str,  # What it was tried at: "exact", "quick", "cpu", "gpu", with n and m or images and epochs
     notebook: str,  # Path of the notebook below nbs/
     seeds=(),  # Seeds that were drawn from
     note: str = "",  # One sentence, where the verdict needs it
     root=None,  # Folder of a checkout; None: this one
+    judged: dict
+    | None = None,  # Rule, reason, commit and date of a verdict on recorded runs; environment and date of an earlier record stay
 ) -> Path:  # data/measured/claims/<ID>.json
     "Record what came of testing `claim`. Raises `InputError` for an unknown claim or verdict, or outside a checkout."
     expect(verdict in VERDICTS, f"a verdict ({', '.join(VERDICTS)})", repr(verdict))
@@ -116,7 +125,11 @@ def write_claim(
         environment=environment(),
         date=date.today().isoformat(),
     )
-    return write_record(data_dir(root) / "measured" / "claims" / f"{claim}.json", record)
+    path = data_dir(root) / "measured" / "claims" / f"{claim}.json"
+    if judged is not None:
+        measured = _record(path) if path.is_file() else {}
+        record |= {key: measured[key] for key in ("environment", "date") if key in measured} | {"judged": judged}
+    return write_record(path, record)
 
 # %% ../../nbs/companion/records.ipynb #de0abb6b
 def _miniature(folder):
@@ -153,22 +166,25 @@ def read_claims(
 
     claims, kept = (
         published("claims", root),
-        ("claim", "verdict", "figures", "scale", "notebook", "seeds", "note", "date"),
+        ("claim", "verdict", "figures", "scale", "notebook", "seeds", "note", "date", "judged"),
     )
     records = _records(data_dir(root) / "measured" / "claims")
     measured = pd.DataFrame([{key: record.get(key) for key in kept} for record in records], columns=kept).rename(
         columns={"claim": "id", "scale": "tried at"}
     )
     ledger = claims.merge(measured, on="id", how="left").astype({"verdict": object, "notebook": object, "note": object})
+    ledger = ledger if "unseen" in ledger else ledger.assign(unseen="no")
     return ledger.fillna({"verdict": "not tried", "notebook": "", "note": "", "tried at": ""})
 
 # %% ../../nbs/companion/records.ipynb #69f70a75
 def figures_text(
     figures,  # The figures of a claim record, or nothing
 ) -> str:  # "gain -0.1 ± 0.02"
-    "The figures of a claim in one line."
+    "The figures of a claim in one line: a mean with its interval, or with its spread, or as it is."
 
     def one(value):
+        if isinstance(value, dict) and "low" in value:
+            return _interval_text(value)
         if isinstance(value, dict) and "value" in value:
             return one(value["value"]) + (f" ± {one(value['spread'])}" if value.get("spread") is not None else "")
         if isinstance(value, dict):
@@ -178,6 +194,16 @@ def figures_text(
         return number_text(value) if isinstance(value, float) else str(value)
 
     return "; ".join(f"{name}: {one(value)}" for name, value in figures.items()) if isinstance(figures, dict) else ""
+
+# %% ../../nbs/companion/records.ipynb #7c1a90be
+def _interval_text(figure):
+    "A figure with its interval, unit and n, and with the effect that would have been seen where it is told."
+    unit = f" {figure['unit']}" if figure.get("unit") else ""
+    if isinstance(figure["low"], str):  # "-inf": one number has none
+        return f"{number_text(figure['value'])}{unit}, n {figure['n']}, no interval"
+    seen = f" (80 % power from {number_text(figure['detectable'])})" if "detectable" in figure else ""
+    low, high = (number_text(figure[key]) for key in ("low", "high"))
+    return f"{number_text(figure['value'])} [{low}, {high}]{unit}, n {figure['n']}{seen}"
 
 # %% ../../nbs/companion/records.ipynb #bd4d87ad
 def number_text(
