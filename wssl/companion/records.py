@@ -107,8 +107,9 @@ def write_claim(
     seeds=(),  # Seeds that were drawn from
     note: str = "",  # One sentence, where the verdict needs it
     root=None,  # Folder of a checkout; None: this one
-    judged: dict
-    | None = None,  # Rule, reason, commit and date of a verdict on recorded runs; environment and date of an earlier record stay
+    judged: dict | None = None,  # Rule, reason, commit and date of a verdict on recorded runs
+    measured: dict
+    | None = None,  # Holds environment and date of what was measured; None: of the record that stood, if judged
 ) -> Path:  # data/measured/claims/<ID>.json
     "Record what came of testing `claim`. Raises `InputError` for an unknown claim or verdict, or outside a checkout."
     expect(verdict in VERDICTS, f"a verdict ({', '.join(VERDICTS)})", repr(verdict))
@@ -126,9 +127,10 @@ def write_claim(
         date=date.today().isoformat(),
     )
     path = data_dir(root) / "measured" / "claims" / f"{claim}.json"
-    if judged is not None:
-        measured = _record(path) if path.is_file() else {}
-        record |= {key: measured[key] for key in ("environment", "date") if key in measured} | {"judged": judged}
+    if judged is not None:  # the runs are older than the verdict: who made them stays
+        measured = measured or (_record(path) if path.is_file() else {})
+        record["judged"] = judged
+    record |= {key: measured[key] for key in ("environment", "date") if key in (measured or {})}
     return write_record(path, record)
 
 # %% ../../nbs/companion/records.ipynb #de0abb6b
@@ -193,7 +195,10 @@ def figures_text(
             return " ".join(map(one, value)) if len(value) <= 4 else f"{one(value[0])} … {one(value[-1])}"
         return number_text(value) if isinstance(value, float) else str(value)
 
-    return "; ".join(f"{name}: {one(value)}" for name, value in figures.items()) if isinstance(figures, dict) else ""
+    if not isinstance(figures, dict):
+        return ""
+    first = sorted(figures, key=lambda name: not (isinstance(figures[name], dict) and "asked" in figures[name]))
+    return "; ".join(f"{name}: {one(figures[name])}" for name in first)  # those that decide stand first
 
 # %% ../../nbs/companion/records.ipynb #7c1a90be
 def _interval_text(figure):
