@@ -68,11 +68,9 @@ class Estimate:
         told = {key: value for key, value in asdict(self).items() if key != "tails" and value is not None}
         return plain(told | ({"detectable": self.detectable} if power and self.detectable is not None else {}))
 
-# %% ../../nbs/companion/judging.ipynb #8d97417f
+# %% ../../nbs/companion/judging.ipynb #1829d714
 def t_tails(value, error, df, bound):
     "One-sided p values of a t statistic: of lying above `bound`, and below."
-    if error == 0:  # identical numbers: certain of everything but their own value
-        return float(value <= bound), float(value >= bound)
     t = (value - bound) / error
     return float(stats.t.sf(t, df)), float(stats.t.cdf(t, df))
 
@@ -83,13 +81,13 @@ def mean_estimate(
     seeds,  # The seeds, as many
     level: float = LEVEL,
 ) -> Estimate:
-    "Mean with its t interval; from one number there is none. Raises `InputError` for no numbers or other seeds."
+    "Mean with its t interval; from one number, or equal ones, there is none. Raises `InputError` for no numbers or other seeds."
     values, seeds = np.asarray(values, dtype=float), tuple(int(seed) for seed in seeds)
     expect(values.ndim == 1 and len(values) == len(seeds) > 0, "one number for each seed", (values.shape, seeds))
     mean, n = float(values.mean()), len(values)
-    if n == 1:
-        return Estimate(mean, -np.inf, np.inf, 1, unit, seeds, level)
-    sd = float(values.std(ddof=1))
+    sd = float(values.std(ddof=1)) if n > 1 else 0.0
+    if sd == 0:  # one number, or the same one n times, say nothing of a spread
+        return Estimate(mean, -np.inf, np.inf, n, unit, seeds, level)
     error = sd / n**0.5
     half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
     return Estimate(
@@ -108,7 +106,7 @@ def paired(
     expect(bool(seeds), "two arms with seeds in common", (sorted(a), sorted(b)))
     return mean_estimate([a[seed] - b[seed] for seed in seeds], unit, seeds, level)
 
-# %% ../../nbs/companion/judging.ipynb #3b0f2877
+# %% ../../nbs/companion/judging.ipynb #347e0785
 def unpaired(
     a: dict,  # seed -> number of one arm
     b: dict,  # seed -> number of the other
@@ -120,9 +118,11 @@ def unpaired(
     expect(min(len(x), len(y)) >= 2, "at least two seeds an arm", (len(x), len(y)))
     parts = [each.var(ddof=1) / len(each) for each in (x, y)]
     value, error = float(x.mean() - y.mean()), float(sum(parts) ** 0.5)
-    df = sum(parts) ** 2 / sum(v**2 / (len(each) - 1) for v, each in zip(parts, (x, y), strict=True)) if error else 1.0
-    half = float(stats.t.ppf((1 + level) / 2, df)) * error
     seeds, n = tuple(sorted(set(a) | set(b))), len(x) + len(y)
+    if error == 0:
+        return Estimate(value, -np.inf, np.inf, n, unit, seeds, level)
+    df = sum(parts) ** 2 / sum(v**2 / (len(each) - 1) for v, each in zip(parts, (x, y), strict=True))
+    half = float(stats.t.ppf((1 + level) / 2, df)) * error
     return Estimate(
         value, value - half, value + half, n, unit, seeds, level, tails=lambda bound: t_tails(value, error, df, bound)
     )
