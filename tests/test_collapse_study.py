@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from wssl.companion.records import read_claims, read_runs
 from wssl.core.checks import InputError

@@ -17,7 +17,12 @@ from wssl.core.checks import InputError
 from wssl.models.momentum import recent_weight
 
 NUMBERS = st.lists(st.floats(-50, 50), min_size=2, max_size=9).filter(lambda x: np.std(x) > 1e-3)
-T_975 = {2: 12.706204736, 3: 4.302652730, 4: 3.182446305, 9: 2.306004135}  # n -> two-sided 5 % point, from a printed table
+T_975 = {
+    2: 12.706204736,
+    3: 4.302652730,
+    4: 3.182446305,
+    9: 2.306004135,
+}  # n -> two-sided 5 % point, from a printed table
 
 
 def estimate(values, unit="points"):
@@ -75,7 +80,9 @@ def test_one_seed_decides_nothing_whatever_else_is_drawn():
     cells = np.arange(40.0)[:, None]
     figure = judging.rank_estimate(cells, cells, "rho", [0], "spearman", over="arms")
     assert figure.low > 0.99 and above(figure).outcome == "inconclusive"
-    assert above(judging.rank_estimate(cells + [[0, 0]], cells + [[0, 0]], "rho", [0, 1], over="arms")).outcome == "shown"
+    assert (
+        above(judging.rank_estimate(cells + [[0, 0]], cells + [[0, 0]], "rho", [0, 1], over="arms")).outcome == "shown"
+    )
 
 
 @pytest.mark.parametrize("n, sd", [(2, 1.0), (3, 0.5), (9, 2.0)])
@@ -87,11 +94,11 @@ def test_power_by_simulation(n, sd):
 
 
 def test_a_wide_interval_is_not_a_proof_of_no_loss():
-    """The rule that it replaces, mean >= -sd, calls a loss of two points harmless the more often the noisier it is."""
-    x = np.random.default_rng(0).normal(-2.0, 2.0, (4000, 3))
+    """The rule that it replaces, mean >= -sd, calls a loss of a point harmless the more often the noisier it is."""
+    x = np.random.default_rng(0).normal(-1.0, 2.0, (4000, 3))
     old = (x.mean(1) >= -x.std(1, ddof=1)).mean()
-    new = np.mean([not_worse(estimate(row)).outcome == "shown" for row in x[:1000]])
-    assert old > 0.5 and new < 0.05
+    new = np.mean([not_worse(estimate(row)).outcome == "shown" for row in x[:2000]])
+    assert old > 0.6 and new < 0.05 + 3 * (0.05 * 0.95 / 2000) ** 0.5
 
 
 @given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=8))

@@ -87,7 +87,9 @@ def by_seed(rows, arm, *keys):
 
 def outcome(parts):
     "A claim by SciPy's t test: parts are (numbers by seed, bound, side, candidates); Holm is the caller's."
-    tests = [(side * (x.mean() - bound) > 0, min(1, k * stats.ttest_1samp(x, bound).pvalue)) for x, bound, side, k in parts]
+    tests = [
+        (side * (x.mean() - bound) > 0, min(1, k * stats.ttest_1samp(x, bound).pvalue)) for x, bound, side, k in parts
+    ]
     if all(holds for holds, _ in tests):
         return True, max(p for _, p in tests)
     return False, min(1, len(tests) * min(p for holds, p in tests if not holds))
@@ -107,7 +109,9 @@ def test_verdicts_of_the_guillotine(cuts):
 
     mean_gap = np.mean([gap(arm) for arm in ("simclr", "alignw2", "barlow")], axis=0)
     assert is_judged("CB-12", *outcome([(mean_gap, 5, 1, 1)]), 2)
-    assert claim("CB-12")["figures"]["h less z, mean over the arms"]["value"] == pytest.approx(mean_gap.mean(), abs=1e-4)
+    assert claim("CB-12")["figures"]["h less z, mean over the arms"]["value"] == pytest.approx(
+        mean_gap.mean(), abs=1e-4
+    )
     others = [(gap(arm), 2, 1, 1) for arm in ("coarse", "rotation")]
     assert is_judged("CB-13", *outcome(others), 2)
 
