@@ -97,6 +97,20 @@ VERDICTS = (
     "not tried",
 )
 
+# %% ../../nbs/companion/records.ipynb #0b6d0459
+def _records(folder):
+    return [_record(path) for path in sorted(Path(folder).glob("*.json"))]
+
+
+def _record(path):
+    "One record. Raises `InputError` for a torn one."
+    try:
+        record = json.loads(path.read_text())
+    except (ValueError, RecursionError):
+        record = None
+    expect(isinstance(record, dict), "a record as a JSON object", f"{path.parent.name}/{path.name}, which is none")
+    return record
+
 # %% ../../nbs/companion/records.ipynb #ecd849d0
 def write_claim(
     claim: str,  # Its id in data/published/claims.csv
@@ -145,20 +159,6 @@ def _miniature(folder):
     )
     return folder
 
-# %% ../../nbs/companion/records.ipynb #0b6d0459
-def _records(folder):
-    return [_record(path) for path in sorted(Path(folder).glob("*.json"))]
-
-
-def _record(path):
-    "One record. Raises `InputError` for a torn one."
-    try:
-        record = json.loads(path.read_text())
-    except (ValueError, RecursionError):
-        record = None
-    expect(isinstance(record, dict), "a record as a JSON object", f"{path.parent.name}/{path.name}, which is none")
-    return record
-
 # %% ../../nbs/companion/records.ipynb #213695fb
 def read_claims(
     root=None,  # Folder of a checkout; None: this one
@@ -200,6 +200,15 @@ def figures_text(
     first = sorted(figures, key=lambda name: not (isinstance(figures[name], dict) and "asked" in figures[name]))
     return "; ".join(f"{name}: {one(figures[name])}" for name in first)  # those that decide stand first
 
+# %% ../../nbs/companion/records.ipynb #bd4d87ad
+def number_text(
+    value: float,  # Any number
+) -> str:  # Four digits, "–" for NaN
+    "A number as tables show it."
+    if math.isnan(value):
+        return "–"
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+
 # %% ../../nbs/companion/records.ipynb #7c1a90be
 def _interval_text(figure):
     "A figure with its interval, unit and n, and with the effect that would have been seen where it is told."
@@ -209,15 +218,6 @@ def _interval_text(figure):
     seen = f" (80 % power from {number_text(figure['detectable'])})" if "detectable" in figure else ""
     low, high = (number_text(figure[key]) for key in ("low", "high"))
     return f"{number_text(figure['value'])} [{low}, {high}]{unit}, n {figure['n']}{seen}"
-
-# %% ../../nbs/companion/records.ipynb #bd4d87ad
-def number_text(
-    value: float,  # Any number
-) -> str:  # Four digits, "–" for NaN
-    "A number as tables show it."
-    if math.isnan(value):
-        return "–"
-    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
 
 # %% ../../nbs/companion/records.ipynb #8f34e98f
 def write_run(
