@@ -214,7 +214,7 @@ def _interval_text(figure):
     "A figure with its interval, unit and n, and with the effect that would have been seen where it is told."
     unit = f" {figure['unit']}" if figure.get("unit") else ""
     if isinstance(figure["low"], str):  # "-inf": one number has none
-        return f"{number_text(figure['value'])}{unit}, n {figure['n']}, no interval"
+        return f"{number_text(float(figure['value']))}{unit}, n {figure['n']}, no interval"
     seen = f" (80 % power from {number_text(figure['detectable'])})" if "detectable" in figure else ""
     low, high = (number_text(figure[key]) for key in ("low", "high"))
     return f"{number_text(figure['value'])} [{low}, {high}]{unit}, n {figure['n']}{seen}"
