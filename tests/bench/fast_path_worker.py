@@ -30,7 +30,7 @@ class Steps:
 
     def __init__(self, method, precision, size):
         self.config = TrainConfig(
-            method=METHODS[method](),
+            method=METHODS[method](hidden=512, out=128),
             source="synthetic",
             augmentation="small",
             batch=BATCH,
