@@ -1,5 +1,6 @@
 """Folders as people make them: links, splits under any usual name, deep classes, files that are broken or no images."""
 
+import json
 import os
 import tarfile
 from collections import Counter
@@ -10,10 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.test_images import encoded, write_folder, write_tar
+from tests.test_images import SPLIT_NAMES, encoded, write_folder, write_tar
+from wssl.companion.cli import main
 from wssl.core.checks import InputError
 from wssl.data.files import LINKED, LOOPS, folder_files, tar_members, unreadable
 from wssl.data.images import evaluation_split, load_evaluation, load_images, split_of_names
+from wssl.evaluation.backbones import images_below
 
 PETS = [f"{label}/{k}.png" for label in ("cat", "dog") for k in range(5)]
 
@@ -228,6 +231,27 @@ def test_of_many_small_classes_three_are_named(tmp_path):
     sentence(e)
 
 
+@pytest.mark.parametrize(
+    "names,classes,y",
+    [
+        (
+            [f"{c}/{y}/{k}.png" for c in ("cat", "dog") for y in (2020, 2021) for k in range(3)],
+            ("cat", "dog"),
+            [0] * 6 + [1] * 6,
+        ),
+        (SPLIT_NAMES, ("cat", "dog"), [0] * 3 + [1] * 3 + [0] * 3 + [1] * 3),
+        (["train/0.png", "test/1.png"], (), [-1, -1]),
+        (["pets/cat/0.png", "pets/dog/1.png"], ("cat", "dog"), [0, 1]),
+    ],
+)
+def test_a_diagnosis_has_the_classes_of_a_training(tmp_path, names, classes, y):
+    root = write_folder(tmp_path / "g", names)
+    below = images_below(root, 8)
+    assert below.classes == classes and sorted(below.y.tolist()) == sorted(y)
+    assert load_images("folder:g", root=tmp_path).classes == classes
+    assert [os.fsdecode(name).split("/") for name in below.names] == [name.split("/") for name in sorted(names)]
+
+
 # ---- broken images, and what is no image
 
 
@@ -303,3 +327,27 @@ def test_every_source_turns_and_lays_over_white_and_says_so(tmp_path, kind):
     assert (x[:, :, :4] == 255).all() and (x[:, :, 4:] == 0).all(), "left becomes top"
     assert images.notes == ("5 images turned upright as the file says", "5 transparent images laid over white")
     assert np.array_equal(images.y, [0] * 4)
+
+
+def test_a_diagnosis_of_a_folder_says_what_was_decided(tmp_path, capsys):
+    root = write_folder(tmp_path / "pets", [f"{label}/{k}/{k}.png" for label in ("cat", "dog") for k in range(4)])
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(root / "cat" / "clear.png")
+    os.symlink("../cat/1", root / "dog" / "more")
+    (root / "dog" / "torn.png").write_bytes(b"no")
+    out = tmp_path / "a.json"
+    words = ["diagnose", str(root), "--model", "resnet18", "--weights", "random", "--size", "32", "--json", str(out)]
+    assert main(words) == 2
+    text = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        "received dog/torn.png" in text and "1 of 11 in pets: skip_broken leaves them out" in text and not out.exists()
+    )
+    assert main([*words, "--skip-broken", "--seed", "3"]) == 0
+    shown, found = capsys.readouterr().out, json.loads(out.read_text())
+    assert found["values"]["rows"] == 10 and found["classes"] == ["cat", "dog"] or len(found["classes"]) == 2
+    for words in (
+        "resnet18 has random weights (as asked; seed 3)",
+        "1 broken image left out",
+        "1 link to other names inside followed",
+        "1 transparent image laid over white",
+    ):
+        assert any(words in note for note in found["notes"]) and words in shown

@@ -223,7 +223,9 @@ def split_named(
 def split_of_names(
     names: list[str],  # Paths of images, with "/"
     split: str,  # The split asked for
-) -> tuple[list[str | None], list[str | None]]:  # (split, class) of each name; None where the path has none, "." for a file beside the splits
+) -> tuple[
+    list[str | None], list[str | None]
+]:  # (split, class) of each name; None where the path has none, "." for a file beside the splits
     "What the folders in `names` say about split and class."
     paths = [name.split("/") for name in names]
 
