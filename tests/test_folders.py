@@ -343,7 +343,7 @@ def test_a_diagnosis_of_a_folder_says_what_was_decided(tmp_path, capsys):
     )
     assert main([*words, "--skip-broken", "--seed", "3"]) == 0
     shown, found = capsys.readouterr().out, json.loads(out.read_text())
-    assert found["values"]["rows"] == 10 and found["classes"] == ["cat", "dog"] or len(found["classes"]) == 2
+    assert found["values"]["rows"] == 10 and len(found["classes"]) == 2
     for words in (
         "resnet18 has random weights (as asked; seed 3)",
         "1 broken image left out",
