@@ -224,6 +224,12 @@ def test_a_class_too_small_for_the_test_is_named(tmp_path, few, words):
     assert load_images("folder:zoo", "test", root=tmp_path).y.tolist() == [0, 1, 2]
 
 
+def test_a_picture_without_a_class_beside_classes_is_no_class(tmp_path):
+    write_folder(tmp_path / "zoo", [*PETS, "overview.png"])
+    assert load_images("folder:zoo", "test", root=tmp_path).y.tolist() == [0, 1]
+    assert load_images("folder:zoo", root=tmp_path).y.tolist() == [0] * 4 + [1] * 4 + [-1]
+
+
 def test_of_many_small_classes_three_are_named(tmp_path):
     write_folder(tmp_path / "zoo", [f"{k}/0.png" for k in range(9)])
     with pytest.raises(InputError, match="1 of class 0 and 1 of class 1 and 1 of class 2 and 6 classes more") as e:

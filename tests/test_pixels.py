@@ -278,6 +278,15 @@ def test_of_several_frames_the_first(suffix):
     assert near(found, np.full((16, 16, 3), (255, 0, 0))) and notes == {FIRST_FRAME: 1}
 
 
+@pytest.mark.parametrize("suffix", ["GIF", "TIFF"])
+def test_a_second_frame_that_is_broken_spoils_not_the_first(suffix):
+    frames = [Image.fromarray(CORNERS), Image.fromarray(CORNERS[::-1].copy())]
+    alone = saved(frames[0], suffix)
+    both = saved(frames[0], suffix, save_all=True, append_images=frames[1:])
+    found, _ = shown(both[: len(alone) + 20])
+    assert near(found[2, 2], (255, 0, 0))
+
+
 def test_one_frame_is_no_decision():
     assert shown(saved(Image.fromarray(CORNERS), "GIF"))[1] == {}
     assert TiffImagePlugin.TiffImageFile.format == "TIFF" and shown(saved(Image.fromarray(CORNERS), "TIFF"))[1] == {}

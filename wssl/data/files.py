@@ -53,7 +53,7 @@ def _folder_inside(entry, name, path, above, notes):
     notes[LOOPS if real in above else LINKED] += 1
     return real not in above
 
-
+# %% ../../nbs/5_data/files.ipynb #cb2ddc00
 def folder_files(
     path: Path,  # Folder of images
     notes: Counter | None = None,  # Gains what was left out or followed
@@ -193,7 +193,7 @@ def _members(path, wanted):
         raise InputError(f"expected a whole tar archive; received {path} ({reason})") from None
     expect(complete, "a whole tar archive", f"{path} (cut before its end mark)")
 
-
+# %% ../../nbs/5_data/files.ipynb #b7025be7
 def tar_members(
     path: Path,  # Archive: tar, also compressed by gzip, bzip2 or xz
     notes: Counter | None = None,  # Gains what was left out or followed
@@ -262,7 +262,7 @@ def _decode_block(pairs, size, broken, quick):
             bad[name] = str(error).partition("; received ")[2]
     return names, np.stack(pixels) if pixels else np.empty((0, 3, size, size), np.uint8), notes, bad
 
-
+# %% ../../nbs/5_data/files.ipynb #dff92911
 def decode_all(
     files: Iterable[tuple[str, bytes | Path]],  # (name, content)
     size: int,  # Pixels a side

@@ -219,7 +219,7 @@ def split_named(
     meant = sorted(found for found in splits if found == split or found.lower() in names)
     return split if split in splits or len(meant) != 1 else meant[0]
 
-
+# %% ../../nbs/5_data/images.ipynb #fa307c85
 def split_of_names(
     names: list[str],  # Paths of images, with "/"
     split: str,  # The split asked for
@@ -262,7 +262,7 @@ def classes_of(
     index = {label: k for k, label in enumerate(classes)}
     return torch.tensor([index.get(label, -1) for label in named]), classes
 
-
+# %% ../../nbs/5_data/images.ipynb #0f1846a8
 def drawn_split(
     y: Tensor,  # Labels
     classes: tuple[str, ...],  # Their names
@@ -273,14 +273,15 @@ def drawn_split(
     rows = split_rows(y, split)
     if split == "test":
         counts = {label: int((y == label).sum()) for label in y.unique().tolist()}
-        small = [(n, classes[label] if label >= 0 else None) for label, n in counts.items() if round(0.2 * n) == 0]
+        asked = {label: n for label, n in counts.items() if label >= 0 or not classes}
+        small = [(n, classes[label] if classes else None) for label, n in asked.items() if round(0.2 * n) == 0]
         words = " and ".join(f"{n} {f'of class {name}' if name else 'without a class'}" for n, name in small[:3])
         words += f" and {len(small) - 3} classes more" * (len(small) > 3)
         help = "add some, or let --holdout 0.5 keep a part of the training images"
         expect(not small, f"enough images in {path} for a split test", f"{words}, of which a fifth is none: {help}")
     return rows
 
-
+# %% ../../nbs/5_data/images.ipynb #d73407ba
 def rows_of_split(
     names: list[str],  # Paths of images, with "/"
     split: str,  # Which part

@@ -122,12 +122,20 @@ def _over_white(image, notes):
     return white.convert("RGB")
 
 # %% ../../nbs/5_data/pixels.ipynb #707f7c83
+def _several(file):
+    "Whether further frames follow; those of a telephone's MPO are no pictures of their own."
+    try:
+        return file.format != "MPO" and getattr(file, "is_animated", False)
+    except Exception:  # a second frame that is broken
+        return True
+
+
 def picture(
     file,  # What `PIL.Image.open` gave
     notes: Counter,  # Gains what had to be decided
 ):  # A PIL image in RGB
     "What a viewer shows of `file`. Raises `InputError` where nobody can say; whatever Pillow raises for a broken file."
-    own = Counter({FIRST_FRAME: file.format != "MPO" and getattr(file, "is_animated", False)})
+    own = Counter({FIRST_FRAME: _several(file)})
     image = _upright(file, own)
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         image = _deep(image, file, own)

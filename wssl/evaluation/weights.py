@@ -107,7 +107,7 @@ class Fit:
     def __str__(self):
         return ", ".join([*self.place, *[f"prefix {self.prefix}"] * bool(self.prefix)]) or "no prefix"
 
-
+# %% ../../nbs/8_evaluation/weights.ipynb #7f7e85ce
 def _plain(name):
     "A name without what PyTorch's wrappers put into it."
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
@@ -150,7 +150,7 @@ def _namings(network, head):
 
         yield {name: (numbered(name), shape) for name, shape in shapes.items()}, numbered(head)
 
-
+# %% ../../nbs/8_evaluation/weights.ipynb #dee3e4ef
 def _prefixes(network, table, head):
     "What may stand before the names of the backbone, with these names."
     for names, top in _namings(network, head):
