@@ -6,8 +6,11 @@
 __all__ = ['WRAPPERS', 'tensor_tables', 'read_checkpoint', 'Fit', 'fits', 'load_weights']
 
 # %% ../../nbs/8_evaluation/weights.ipynb #0fd2580c
+import pickle
 import re
-import warnings
+import tarfile
+import types
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,10 @@ from torch import Tensor, nn
 from ..core.checks import InputError, expect
 
 # %% ../../nbs/8_evaluation/weights.ipynb #fad4012a
+KNOWN = {("collections", "OrderedDict"), ("torch", "Size"), ("torch", "device"), ("torch.storage", "UntypedStorage")}
+KNOWN |= {("torch._utils", name) for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter")}
+
+
 class _Shell:
     "Stands for an object of a checkpoint that is not read."
 
@@ -27,24 +34,35 @@ class _Shell:
     def __init__(self, *args, **kwargs):
         pass
 
-    def __setstate__(self, state):
+    def __setstate__(self, *state):
         pass
+
+    def __call__(self, *args, **kwargs):
+        return self
+
+    __setitem__ = append = extend = add = __setstate__  # of what was a dict, a list or a set
+
+
+class Unpickler(pickle.Unpickler):
+    "Knows tensors and what they are made of; whatever else a pickle names becomes a shell and is not imported."
+
+    def find_class(self, module, name):
+        kind = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if (module, name) in KNOWN or kind:
+            return super().find_class(module, name)
+        return type(name.rpartition(".")[2], (_Shell,), {})
 
 
 def _unpickled(path):
-    "What `torch.load` reads of weights, with shells for other objects."
-    shells = {}
-    while True:
-        try:
-            known = torch.serialization.safe_globals([(shell, name) for name, shell in shells.items()])
-            with known, warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of old protocols and of TorchScript, which is refused below
-                return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            name = re.search(r"GLOBAL ([\w.]+) was not an allowed global", str(error))
-            if name is None or name[1] in shells or len(shells) > 100:
-                raise
-            shells[name[1]] = type(name[1].rpartition(".")[2], (_Shell,), {})
+    "What `torch.load` reads with `Unpickler` in place of Python's."
+    if zipfile.is_zipfile(path):
+        script = torch._C.PyTorchFileReader(str(path)).has_record("constants.pkl")
+        expect(not script, f"weights in {path.name}", "a TorchScript program: save its state_dict()")
+    expect(not tarfile.is_tarfile(path), f"weights in {path.name}", "a tar archive")
+    module = types.SimpleNamespace(
+        __name__="weights", Unpickler=Unpickler, load=lambda file, **more: Unpickler(file, **more).load()
+    )
+    return torch.load(path, map_location="cpu", weights_only=False, pickle_module=module)
 
 # %% ../../nbs/8_evaluation/weights.ipynb #3d7bd720
 def tensor_tables(
@@ -75,11 +93,12 @@ def read_checkpoint(
             found = load_file(path)
         else:
             found = _unpickled(path)
-    except Exception as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        script = " (TorchScript)" if "TorchScript" in str(error) else ""
-        reason = f"what cannot be read as one{script}: {type(error).__name__}" if lines else type(error).__name__
-        raise InputError(f"expected a checkpoint in {path.name}; received {reason}") from error
+    except InputError:
+        raise
+    except Exception as error:  # a file of any other kind
+        raise InputError(
+            f"expected a checkpoint in {path.name}; received what cannot be read as one: {type(error).__name__}"
+        ) from error
     tables = list(tensor_tables(found))
     kind = f"a pickled object {type(found).__name__}: save its state_dict()" if isinstance(found, _Shell) else "none"
     expect(tables, f"tensors by name in {path.name}", kind)
