@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional as TF
 from wssl import data
 from wssl.core.checks import InputError
 from wssl.data.decoded import alone, progress_line, room_for
-from wssl.data.files import decode, decode_all, tar_members
+from wssl.data.files import LINKED, OUTSIDE, decode, decode_all, tar_members
 from wssl.data.images import SHAPES, Images, load_images, split_of_names
 
 
@@ -252,8 +252,9 @@ def test_odd_members_are_passed_over(tmp_path):
     ]
     archive = write_tar(tmp_path / "odd.tar", members)
     before = sorted(tmp_path.parent.rglob("*"))
-    assert [name for name, _ in tar_members(archive)] == ["train/cat/1.png"]
-    assert len(load_images("tar:odd.tar", root=tmp_path)) == 1
+    notes = Counter()
+    assert [name for name, _ in tar_members(archive, notes)] == ["train/cat/1.png", "train/cat/hard.png"]
+    assert notes == {OUTSIDE: 1, LINKED: 1} and len(load_images("tar:odd.tar", root=tmp_path)) == 2
     written = [path for path in sorted(tmp_path.parent.rglob("*")) if path not in before]
     assert {path.name for path in written if path.is_file()} == {"pixels.u8", "listing.json"}
 

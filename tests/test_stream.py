@@ -106,10 +106,11 @@ def test_splits_and_refusals_are_those_of_a_folder(root, tmp_path):
     assert not (tmp_path / "decoded").exists()
 
 
-def test_nothing_is_kept_on_the_disk(root, tmp_path):
+def test_no_picture_is_kept_on_the_disk(root, tmp_path):
     stream = load_images(f"stream:{root}/photos", size=16, root=tmp_path)
     list(stream.batches(torch.arange(40).split(10)))
-    assert not list(tmp_path.iterdir())
+    (kept,) = tmp_path.glob("decoded/*/pixels.u8")
+    assert kept.parent.name.startswith("photos-seen-") and kept.stat().st_size == 80 * 3, "that each was looked at"
 
 
 def test_it_says_what_it_is(both):

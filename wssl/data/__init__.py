@@ -1,7 +1,8 @@
 """Images in memory, their augmented views, and embeddings whose collapse is known."""
 
 from wssl.data.crops import CROP_FLIP, VIEWS, MultiCrop, local_size, views_named
-from wssl.data.images import Images, load_images, show_images
+from wssl.data.files import unreadable
+from wssl.data.images import Images, load_evaluation, load_images, show_images
 from wssl.data.stream import StreamedImages
 from wssl.data.synthetic import (
     LAWS,
@@ -27,6 +28,6 @@ __all__ = [
     "Augmentation", "CROP_FLIP", "DIGITS", "Images", "LAWS", "MultiCrop", "PRESETS", "SMALL", "StreamedImages",
     "TwoViews", "VIEWS", "W2_PAPER", "append_zeros", "clone_features", "clone_rows", "clusters",
     "collapsed_gaussian", "cone", "constant_collapse", "cross_polytope", "isotropic_gaussian", "law",
-    "live_dimensions", "load_images", "local_size", "one_hot", "plain_view", "power_law", "power_spectrum",
-    "show_images", "sphere_mixture", "views_named",
+    "live_dimensions", "load_evaluation", "load_images", "local_size", "one_hot", "plain_view", "power_law",
+    "power_spectrum", "show_images", "sphere_mixture", "unreadable", "views_named",
 ]

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,7 +25,7 @@ import numpy as np
 
 from ..core.checks import InputError, expect
 from ..core.paths import FULL
-from .files import decode_all, folder_files, tar_members
+from .files import decode_all, folder_files, refuse_broken, tar_members
 
 # %% ../../nbs/5_data/decoded.ipynb #7fbd3fcb
 def progress_line(
@@ -95,7 +96,7 @@ def cache_key(
 ) -> str:
     "A hash that changes when the decoded result would."
     stats = [(path / name).stat() for name in names] or [path.stat()]
-    content = (1, str(path), size, names, [(stat.st_size, stat.st_mtime_ns) for stat in stats])
+    content = (2, str(path), size, names, [(stat.st_size, stat.st_mtime_ns) for stat in stats])
     return hashlib.sha256(repr(content).encode()).hexdigest()[:20]
 
 # %% ../../nbs/5_data/decoded.ipynb #a377f9ca
@@ -130,7 +131,7 @@ def write_decoded(
     blocks: Iterable[tuple[list, np.ndarray]],  # (what each row is: a name or a label, uint8 pixels)
     folder: Path,  # Where they go, as a whole or not at all
     title: str,  # What they are decoded from, for messages
-    **about,  # More for the listing, as JSON
+    **about,  # More for the listing, as JSON; may still change while blocks come
 ):
     "Write `blocks` into `folder`. Raises `InputError` if there is no image in them."
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -185,10 +186,32 @@ def decoded(
     path: Path,  # Folder or archive
     size: int,  # Pixels a side
     cache: Path,  # Folder that holds decoded images
-) -> tuple[list[str], np.ndarray]:  # Names and their pixels, uint8 (N, 3, size, size), mapped from the cache
-    "All images of `path`, decoded unless they already are."
-    names = folder_files(path) if path.is_dir() else []
-    folder = cache / "decoded" / f"{path.name.split('.')[0]}-{size}-{cache_key(path, names, size)}"
-    files = ((name, path / name) for name in names) if names else tar_members(path)
-    listing, pixels = kept(folder, size, lambda: (decode_all(files, size), {}), path.name)
-    return listing["rows"], pixels
+    skip_broken: bool = False,  # Leave out images that cannot be decoded, and count them
+    quick: bool = False,  # A look whether they can be decoded; the pixels are not for use
+) -> tuple[
+    dict, np.ndarray
+]:  # {"rows": names, "notes": words -> count, "broken": what was left out} and the pixels, uint8 (N, 3, size, size), mapped from the cache
+    "All images of `path`, decoded unless they already are. Raises `InputError` with the broken ones, after a look at all."
+    here = Counter()
+    names = folder_files(path, here) if path.is_dir() else []
+    kind = "seen" if quick else size
+    folder = cache / "decoded" / f"{path.name.split('.')[0]}-{kind}-{cache_key(path, names, size)}"
+
+    def make():
+        notes, broken = Counter(), {}
+        files = ((name, path / name) for name in names) if names else tar_members(path, notes)
+
+        def blocks():
+            count = 0
+            for block, pixels in decode_all(files, size, notes=notes, broken=broken, quick=quick):
+                count += len(block)
+                yield block, pixels
+            if not (skip_broken and count):
+                refuse_broken(broken, count + len(broken), path.name)
+
+        return blocks(), {"notes": notes, "broken": broken}
+
+    listing, pixels = kept(folder, size, make, path.name)
+    if not skip_broken:
+        refuse_broken(listing["broken"], len(listing["rows"]) + len(listing["broken"]), path.name)
+    return {**listing, "notes": dict(here + Counter(listing["notes"]))}, pixels

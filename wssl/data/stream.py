@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..core.checks import InputError, as_labels
-from .files import decode, folder_files
-from .images import class_subset, rows_of_split
+from .files import decode
+from .decoded import decoded
+from .images import class_subset, notes_of, rows_of_split
 
 # %% ../../nbs/5_data/stream.ipynb #b2b1c68f
 def own_cores() -> int:  # At least 1
@@ -80,6 +81,7 @@ class StreamedImages:
     source: str = ""
     device: torch.device | str = "cpu"  # Where batches go
     workers: int | None = None  # Processes that decode; None: `own_cores`; 0: this process
+    notes: tuple[str, ...] = ()  # What was found while looking: turned, laid over white, left out
 
     def __post_init__(self):
         as_labels(self.y, len(self.names), "labels of the images")
@@ -89,9 +91,9 @@ class StreamedImages:
 
     def __repr__(self):
         shape = f"{len(self)} x 3 x {self.size} x {self.size}"
-        return (
-            f"StreamedImages({self.source or self.root}: {shape} uint8 to {self.device}; {len(self.classes)} classes)"
-        )
+        notes = "".join(f"; {note}" for note in self.notes)
+        about = f"{shape} uint8 to {self.device}; {len(self.classes)} classes{notes}"
+        return f"StreamedImages({self.source or self.root}: {about})"
 
     def take(
         self,
@@ -159,11 +161,13 @@ def stream_source(
     split: str,  # Which part
     size: int,  # Pixels a side
     source: str,  # How the result calls itself
+    cache: Path,  # Folder that remembers that the images were looked at
+    skip_broken: bool = False,  # Leave out images that cannot be decoded, and count them
 ) -> StreamedImages:
-    "The images of one split of a folder, by name. Raises `InputError` if there is no such split."
-    names = folder_files(path)
-    rows, y, classes = rows_of_split(names, split, path)
+    "The images of one split of a folder, by name. Raises `InputError` if there is no such split, or if images are broken."
+    listing, _ = decoded(path, 1, cache, skip_broken, quick=True)
+    rows, y, classes = rows_of_split(listing["rows"], split, path)
     names = np.array(
-        [os.fsencode(name) for name in names]
+        [os.fsencode(name) for name in listing["rows"]]
     )  # one array: workers share it, a list would be copied to each
-    return StreamedImages(path, names[rows.numpy()], y, size, classes, source)
+    return StreamedImages(path, names[rows.numpy()], y, size, classes, source, notes=notes_of(listing))
