@@ -17,6 +17,8 @@ from wssl.core.checks import InputError
 from wssl.data.files import LINKED, LOOPS, folder_files, tar_members, unreadable
 from wssl.data.images import evaluation_split, load_evaluation, load_images, split_of_names
 from wssl.evaluation.backbones import images_below
+from wssl.training import TrainConfig, train
+from wssl.training.evaluation import load_data
 
 PETS = [f"{label}/{k}.png" for label in ("cat", "dog") for k in range(5)]
 
@@ -357,3 +359,32 @@ def test_a_diagnosis_of_a_folder_says_what_was_decided(tmp_path, capsys):
         "1 transparent image laid over white",
     ):
         assert any(words in note for note in found["notes"]) and words in shown
+
+
+def test_training_leaves_out_broken_images_and_says_so(tmp_path):
+    for split, count in (("train", 6), ("val", 3)):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for k in range(count):
+                Image.new("RGB", (16, 16), (40 * k, 10, 20)).save(tmp_path / split / name / f"{k}.png")
+    (tmp_path / "train" / "cat" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    config = TrainConfig(source=f"folder:{tmp_path}", root=str(tmp_path / "cache"), size=16, batch=4, epochs=1, knn_k=2)
+    with pytest.raises(InputError, match="broken"):
+        load_data(config)
+    said = []
+    run = train(replace(config, skip_broken=True, out=str(tmp_path / "run")), say=said.append, events=False)
+    assert (run.summary["images"]["train"], run.summary["images"]["evaluated"]) == (12, 6)
+    assert any("1 broken image left out" in line for line in said)
+    assert "1 broken image left out" in run.summary["images"]["notes"]
+
+
+def test_the_split_to_evaluate_on_can_be_named(tmp_path):
+    for split, count in (("train", 4), ("test", 2), ("extra", 5)):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        for k in range(count):
+            Image.new("RGB", (16, 16), (40 * k, 10, 20)).save(tmp_path / split / "cat" / f"{k}.png")
+    config = TrainConfig(source=f"folder:{tmp_path}", root=str(tmp_path / "cache"), size=16, batch=2)
+    assert [len(images) for images in load_data(config)] == [4, 2]
+    assert [len(images) for images in load_data(replace(config, evaluate_on="extra"))] == [4, 5]
+    with pytest.raises(InputError, match="elsewhere"):
+        load_data(replace(config, evaluate_on="elsewhere"))

@@ -47,6 +47,10 @@ class TrainConfig:
     holdout: float = _option(
         0.0, "share of the training images to evaluate on instead of the test set [0 to 0.5; 0: use the test set]"
     )
+    evaluate_on: str | None = _option(
+        None, "split to evaluate on [default: test; val where test is missing or has no labels]"
+    )
+    skip_broken: bool = _option(False, "leave out images that cannot be decoded, and count them")
     size: int = _option(32, "side of the images [pixels]")
     size_start: int | None = _option(
         None, "side of the views at the start of the training, from where it grows to size [pixels; default: size]"
@@ -162,7 +166,7 @@ def _check(c):
     for name in ("holdout", "warmup"):
         real(name, 0, 0.5)
     real("size_full", 0, 1)
-    for name in ("decay_all", "cluster_study", "collapse_study", "online_probe", "compile"):
+    for name in ("skip_broken", "decay_all", "cluster_study", "collapse_study", "online_probe", "compile"):
         expect(isinstance(getattr(c, name), bool), f"{name} as true or false", repr(getattr(c, name)))
     for name in ("weight", "weight_decay"):
         real(name, 0)

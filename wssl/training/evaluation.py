@@ -12,7 +12,7 @@ from torch import nn
 from ..core.checks import expect
 from ..core.rows import normalize_rows
 from ..core.seeds import generator
-from ..data.images import Images, load_images, long_tail_rows, split_rows
+from ..data.images import Images, load_evaluation, load_images, long_tail_rows, split_rows
 from ..data.stream import StreamedImages
 from ..data.views import TwoViews
 from ..evaluation.cluster_study import cluster_study, coarse_labels, projector_layers
@@ -41,7 +41,7 @@ def load_data(
     device: str | torch.device = "cpu",  # Where the images stay
 ) -> tuple[Images | StreamedImages, Images | StreamedImages]:
     "Training images, and the images to evaluate on."
-    train = load_images(config.source, "train", config.size, config.root)
+    train = load_images(config.source, "train", config.size, config.root, config.skip_broken)
     if config.per_class:
         train = train.subset(config.per_class, seed=0)
     if config.imbalance != 1:
@@ -50,7 +50,7 @@ def load_data(
         kept, held = (train.take(split_rows(train.y, part, 1, config.holdout)) for part in ("train", "test"))
         train, test = kept, held
     else:
-        test = load_images(config.source, "test", config.size, config.root)
+        test = load_evaluation(config.source, config.evaluate_on, config.size, config.root, config.skip_broken)
     if config.test_per_class:
         test = test.subset(config.test_per_class, seed=0)
     expect(len(train) >= config.batch, f"at least one batch of {config.batch} training images", len(train))

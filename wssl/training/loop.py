@@ -217,6 +217,8 @@ def _train(config, method, out, data, say, events):
     if from_first(rank(WORLD) == 0 and _complete(out, say)):
         say(f"{out} is complete")
         return from_first(Run.read(out) if rank(WORLD) == 0 else None)
+    for note in _notes(data):
+        say(f"images: {note}")
     method, net, optimizer, probe, loss_of, state, history = _prepare(config, method, out, data[0], say)
     curves = None
     with _writing(out, "at the start"):
@@ -337,7 +339,12 @@ def _finish(out, config, history, method, data, curves):
     times = [line.get("seconds", 0) + line.get("evaluation_seconds", 0) for line in history]
     summary = {
         "final": final,
-        "images": {"train": len(data[0]), "evaluated": len(data[1]), "on": "holdout" if config.holdout else "test"},
+        "images": {
+            "train": len(data[0]),
+            "evaluated": len(data[1]),
+            "on": "holdout" if config.holdout else config.evaluate_on or "test",
+            "notes": _notes(data),
+        },
         "parameters": sum(p.numel() for p in method.encoder.parameters()),
         "wall_seconds": sum(times) + time.monotonic() - began,
         "processes": world_size(WORLD),
@@ -346,3 +353,8 @@ def _finish(out, config, history, method, data, curves):
     with _writing(out, "at the end"):
         write_atomically(out / "summary.json", sealed(summary))
     return Run(out, config, history, summary)
+
+
+def _notes(data):
+    "What was decided while the images were read, each once."
+    return list(dict.fromkeys(note for images in data for note in images.notes))
