@@ -50,7 +50,10 @@ def test_work_of_an_encoder(width, blocks, stride):
 def test_default_encoder_is_small():
     net = encoder("small")
     assert flops_by_hand(16, (1, 1, 1, 1), 2) <= 10e6 and 128 <= net.out_dim <= 256
-    with pytest.raises(InputError, match="an encoder among small, resnet18, resnet50, vit-small; received large"):
+    with pytest.raises(
+        InputError,
+        match="an encoder among small, small-narrow, small-wide, small-patch, resnet18, resnet50, vit-small; received large",
+    ):
         encoder("large")
     with pytest.raises(InputError, match="a width and blocks of at least 1"):
         SmallResNet(blocks=())
@@ -382,3 +385,37 @@ def test_refused_updates():
             teacher.update(network(), momentum)
     with pytest.raises(InputError, match="a network with the parameters of the copied one"):
         teacher.update(projector(8, 8, 5), 0.9)
+
+
+@pytest.mark.parametrize("size", [16, 24, 32])
+def test_the_short_ways_of_bfloat16_are_as_near_to_float32_as_the_library_is(size, monkeypatch):
+    net = encoder("small").train()
+    x = torch.randn(64, 3, size, size, generator=torch.Generator().manual_seed(size))
+    direction = torch.randn(64, net.out_dim, generator=torch.Generator().manual_seed(1))
+    for block in net.stages:  # as after some training: the shortcuts are not alone
+        torch.nn.init.ones_(block.bn2.weight)
+
+    def value_and_gradient(narrow):
+        net.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            h = net(x)
+        (h.float() * direction).sum().backward()
+        return h.detach().float(), torch.cat([p.grad.flatten() for p in net.parameters()])
+
+    def errors(narrow):
+        return [(a - b).norm() / b.norm() for a, b in zip(narrow, exact, strict=True)]
+
+    exact = value_and_gradient(False)
+    ours = errors(value_and_gradient(True))
+    monkeypatch.setattr("wssl.models.blocks.SMALL_MAP", 0)
+    monkeypatch.setattr("wssl.models.blocks.relu", torch.relu)
+    library = errors(value_and_gradient(True))
+    assert 0 < library[0] < 0.02 and 0 < library[1] < 0.3
+    assert ours[0] < 1.2 * library[0] and ours[1] < 1.2 * library[1]
+
+
+def test_a_diverged_training_is_not_taken_for_a_dead_one():
+    from wssl.models.blocks import relu
+
+    nan = torch.tensor([float("nan"), -float("nan"), 1.0, -1.0]).bfloat16()
+    assert relu(nan).isnan().tolist() == [True, True, False, False]

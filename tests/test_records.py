@@ -161,6 +161,7 @@ def test_every_published_row_has_a_source():
 def test_claims_are_unique():
     claims = records.published("claims")
     assert claims["id"].is_unique and claims.notna().all().all()
+    assert set(claims[claims["unseen"] == "yes"]["id"]) == {"W2-24", "W2-25", "W2-26", "W2-27", "EX-04", "EX-05"}
 
 
 def test_table_2_by_hand():

@@ -2,15 +2,18 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 import wssl.companion.studies as studies
+from wssl.companion.jobs import read_study
 from wssl.core.paths import project_root
 from wssl.methods import BYOL
 from wssl.training import TrainConfig
 from wssl.training.presets import W2_PAPER_WEIGHTS, w2_paper
 
+ROOT = Path(__file__).resolve().parents[1]
 ARMS = {
     "byol-none": TrainConfig(method=BYOL(hidden=8, out=4), epochs=1),
     "byol-w2": TrainConfig(method=BYOL(hidden=8, out=4), epochs=1, regularizer="w2", weight=0.5),
@@ -134,3 +137,11 @@ def test_rows_without_a_file_are_measured_each_time(tmp_path, monkeypatch):
     for _ in range(2):
         rows = studies.filled(ARMS, (0,), lambda arm, config: asked.append(arm) or {"value": (1, 2)})
     assert asked == [*ARMS] * 2 and rows[0]["value"] == [1, 2] and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "data/studies").glob("*.json")), ids=lambda path: path.stem)
+def test_planned_studies_can_be_run_and_say_how_they_will_be_judged(path):
+    study = read_study(path)
+    assert study.about and study.rules and study.runs()
+    assert len({json.dumps(config.identity(), sort_keys=True) for config in study.arms.values()}) == len(study.arms)
+    assert path.stem in (ROOT / "data/measured/PLAN.md").read_text()

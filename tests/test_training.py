@@ -618,7 +618,7 @@ def test_holdout_never_touches_the_test_set(monkeypatch):
             {"augmentation": "swav"},
             "a method that takes local crops (swav, dino, excb, resa, lejepa, visreg, simdino, deepcluster) for swav; received alignw2",
         ),
-        ({"encoder": "vgg"}, "encoder small, resnet18"),
+        ({"encoder": "vgg"}, "encoder small, small-narrow"),
         ({"stem": "34"}, "a stem for a ResNet only; received stem 34 for small"),
         ({"encoder": "resnet18", "stem": "7"}, "stem 32, 34, imagenet; received '7'"),
         ({"optimizer": "lion"}, "optimizer adam, adamw, sgd, lars; received 'lion'"),

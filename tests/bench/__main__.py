@@ -8,7 +8,7 @@ import warnings
 
 import pandas as pd
 
-from tests.bench import augmentation, evaluation, losses, metrics, solvers, step, training, uniformity, views
+from tests.bench import augmentation, earlier, evaluation, losses, metrics, solvers, step, training, uniformity, views
 from tests.bench.compare import complaints, versions
 from tests.bench.harness import THREADS, ceilings, limit_threads
 from tests.record import about, record
@@ -28,6 +28,10 @@ TOPICS = {
     "step": (
         "A training step, BYOL with the small encoder, batch 256, 256 dimensions: what the loop and W2 add",
         lambda ceiling, repeats: step.measure(max(repeats, 50)),
+    ),
+    "fast_path": (
+        f"A training step, batch 256, one thread, processor time: this build against commit {earlier.COMMIT}, in turns",
+        earlier.measure,
     ),
 }
 # The same against other libraries; ratio: how many times as long the peer takes

@@ -8,7 +8,7 @@ __all__ = ['Study', 'read_study', 'train_job', 'unrecorded', 'run_jobs']
 # %% ../../nbs/companion/jobs.ipynb #38f53c86
 import json
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .pool import in_processes
@@ -24,6 +24,8 @@ class Study:
 
     arms: dict[str, TrainConfig]  # "method-variant" -> its configuration, whatever its seed
     seeds: tuple[int, ...]
+    about: str = ""  # What it asks, in a sentence
+    rules: dict[str, str] = field(default_factory=dict)  # Claim or choice -> how the runs will be judged, in words
 
     def runs(self) -> dict[str, tuple[str, TrainConfig]]:  # "method-variant-sSEED" -> (arm, configuration)
         "Every run, all arms of the first seed before the second."
@@ -41,7 +43,7 @@ def _merged(common, own):
 
 
 def read_study(
-    path,  # JSON file: {"common": {...}, "arms": {"method-variant": {...}}, "seeds": [...]}
+    path,  # JSON file: {"about", "rules", "common": {...}, "arms": {"method-variant": {...}}, "seeds": [...]}
 ) -> Study:
     "The study in a file. Raises `InputError` for another file, an unknown field or a value that cannot be."
     path = Path(path)
@@ -51,14 +53,16 @@ def read_study(
     except ValueError as error:
         raise InputError(f"expected {path.name} as JSON; received {error}") from None
     ok = isinstance(told, dict) and isinstance(told.get("arms"), dict) and isinstance(told.get("seeds"), list)
-    expect(
-        ok and told["arms"] and told["seeds"], f'"arms" and "seeds" in {path.name}', ", ".join(told) if ok else "none"
-    )
-    for arm in told["arms"]:
+    received = ", ".join(told) or "nothing" if isinstance(told, dict) else "no JSON object"
+    expect(ok and told["arms"] and told["seeds"], f'"arms" and "seeds" in {path.name}', received)
+    for arm, own in told["arms"].items():
         expect(arm.count("-") == 1, "arms named method-variant", repr(arm))
+        expect(isinstance(own, dict), "a JSON object for each arm", repr(own))
+    for seed in told["seeds"]:
+        expect(isinstance(seed, int), "seeds as whole numbers", repr(seed))
     common = told.get("common", {})
     arms = {arm: TrainConfig.from_dict(_merged(common, own)) for arm, own in told["arms"].items()}
-    return Study(arms, tuple(told["seeds"]))
+    return Study(arms, tuple(told["seeds"]), told.get("about", ""), told.get("rules", {}))
 
 # %% ../../nbs/companion/jobs.ipynb #fa765d92
 def train_job(

@@ -42,7 +42,8 @@ def ledger_table(
         if tried
         else ledger[(ledger["verdict"] == "not tried") & ledger["notebook"].eq("")]
     )
-    told = rows.assign(figures=rows["figures"].map(figures_text))
+    where = rows["where"] + rows["unseen"].map({"yes": " (figure not seen here)"}).fillna("")
+    told = rows.assign(figures=rows["figures"].map(figures_text), where=where)
     return (
         told[["id", "claim", "where", "verdict", "figures", "tried at"]]
         if tried

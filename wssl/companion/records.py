@@ -88,18 +88,42 @@ def write_record(
     )
 
 # %% ../../nbs/companion/records.ipynb #e8727ec4
-VERDICTS = ("reproduced", "reproduced at this scale", "not reproduced at this scale", "not reproduced", "not tried")
+VERDICTS = (
+    "reproduced",
+    "reproduced at this scale",
+    "inconclusive",
+    "not reproduced at this scale",
+    "not reproduced",
+    "not tried",
+)
+
+# %% ../../nbs/companion/records.ipynb #0b6d0459
+def _records(folder):
+    return [_record(path) for path in sorted(Path(folder).glob("*.json"))]
+
+
+def _record(path):
+    "One record. Raises `InputError` for a torn one."
+    try:
+        record = json.loads(path.read_text())
+    except (ValueError, RecursionError):
+        record = None
+    expect(isinstance(record, dict), "a record as a JSON object", f"{path.parent.name}/{path.name}, which is none")
+    return record
 
 # %% ../../nbs/companion/records.ipynb #ecd849d0
 def write_claim(
     claim: str,  # Its id in data/published/claims.csv
     verdict: str,  # One of `VERDICTS`
-    figures: dict,  # name -> number, list, or {"value": ..., "spread": ..., "seeds": ...}
+    figures: dict,  # name -> number, list, or {"value": ..., "low": ..., "high": ..., "n": ..., "unit": ...}
     scale: str,  # What it was tried at: "exact", "quick", "cpu", "gpu", with n and m or images and epochs
     notebook: str,  # Path of the notebook below nbs/
     seeds=(),  # Seeds that were drawn from
     note: str = "",  # One sentence, where the verdict needs it
     root=None,  # Folder of a checkout; None: this one
+    judged: dict | None = None,  # Rule, reason, commit and date of a verdict on recorded runs
+    measured: dict
+    | None = None,  # Holds environment and date of what was measured; None: of the record that stood, if judged
 ) -> Path:  # data/measured/claims/<ID>.json
     "Record what came of testing `claim`. Raises `InputError` for an unknown claim or verdict, or outside a checkout."
     expect(verdict in VERDICTS, f"a verdict ({', '.join(VERDICTS)})", repr(verdict))
@@ -116,7 +140,12 @@ def write_claim(
         environment=environment(),
         date=date.today().isoformat(),
     )
-    return write_record(data_dir(root) / "measured" / "claims" / f"{claim}.json", record)
+    path = data_dir(root) / "measured" / "claims" / f"{claim}.json"
+    if judged is not None:  # the runs are older than the verdict: who made them stays
+        measured = measured or (_record(path) if path.is_file() else {})
+        record["judged"] = judged
+    record |= {key: measured[key] for key in ("environment", "date") if key in (measured or {})}
+    return write_record(path, record)
 
 # %% ../../nbs/companion/records.ipynb #de0abb6b
 def _miniature(folder):
@@ -130,20 +159,6 @@ def _miniature(folder):
     )
     return folder
 
-# %% ../../nbs/companion/records.ipynb #0b6d0459
-def _records(folder):
-    return [_record(path) for path in sorted(Path(folder).glob("*.json"))]
-
-
-def _record(path):
-    "One record. Raises `InputError` for a torn one."
-    try:
-        record = json.loads(path.read_text())
-    except (ValueError, RecursionError):
-        record = None
-    expect(isinstance(record, dict), "a record as a JSON object", f"{path.parent.name}/{path.name}, which is none")
-    return record
-
 # %% ../../nbs/companion/records.ipynb #213695fb
 def read_claims(
     root=None,  # Folder of a checkout; None: this one
@@ -153,22 +168,25 @@ def read_claims(
 
     claims, kept = (
         published("claims", root),
-        ("claim", "verdict", "figures", "scale", "notebook", "seeds", "note", "date"),
+        ("claim", "verdict", "figures", "scale", "notebook", "seeds", "note", "date", "judged"),
     )
     records = _records(data_dir(root) / "measured" / "claims")
     measured = pd.DataFrame([{key: record.get(key) for key in kept} for record in records], columns=kept).rename(
         columns={"claim": "id", "scale": "tried at"}
     )
     ledger = claims.merge(measured, on="id", how="left").astype({"verdict": object, "notebook": object, "note": object})
+    ledger = ledger if "unseen" in ledger else ledger.assign(unseen="no")
     return ledger.fillna({"verdict": "not tried", "notebook": "", "note": "", "tried at": ""})
 
 # %% ../../nbs/companion/records.ipynb #69f70a75
 def figures_text(
     figures,  # The figures of a claim record, or nothing
 ) -> str:  # "gain -0.1 ± 0.02"
-    "The figures of a claim in one line."
+    "The figures of a claim in one line: a mean with its interval, or with its spread, or as it is."
 
     def one(value):
+        if isinstance(value, dict) and "low" in value:
+            return _interval_text(value)
         if isinstance(value, dict) and "value" in value:
             return one(value["value"]) + (f" ± {one(value['spread'])}" if value.get("spread") is not None else "")
         if isinstance(value, dict):
@@ -177,7 +195,10 @@ def figures_text(
             return " ".join(map(one, value)) if len(value) <= 4 else f"{one(value[0])} … {one(value[-1])}"
         return number_text(value) if isinstance(value, float) else str(value)
 
-    return "; ".join(f"{name}: {one(value)}" for name, value in figures.items()) if isinstance(figures, dict) else ""
+    if not isinstance(figures, dict):
+        return ""
+    first = sorted(figures, key=lambda name: not (isinstance(figures[name], dict) and "asked" in figures[name]))
+    return "; ".join(f"{name}: {one(figures[name])}" for name in first)  # those that decide stand first
 
 # %% ../../nbs/companion/records.ipynb #bd4d87ad
 def number_text(
@@ -187,6 +208,16 @@ def number_text(
     if math.isnan(value):
         return "–"
     return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+# %% ../../nbs/companion/records.ipynb #7c1a90be
+def _interval_text(figure):
+    "A figure with its interval, unit and n, and with the effect that would have been seen where it is told."
+    unit = f" {figure['unit']}" if figure.get("unit") else ""
+    if isinstance(figure["low"], str):  # "-inf": one number has none
+        return f"{number_text(float(figure['value']))}{unit}, n {figure['n']}, no interval"
+    seen = f" (80 % power from {number_text(figure['detectable'])})" if "detectable" in figure else ""
+    low, high = (number_text(figure[key]) for key in ("low", "high"))
+    return f"{number_text(figure['value'])} [{low}, {high}]{unit}, n {figure['n']}{seen}"
 
 # %% ../../nbs/companion/records.ipynb #8f34e98f
 def write_run(

@@ -98,6 +98,7 @@ CHAPTERS = {
 TONES = {
     "reproduced": "good",
     "reproduced at this scale": "good",
+    "inconclusive": "soft",
     "not reproduced at this scale": "mid",
     "not reproduced": "bad",
     "not tried": "soft",

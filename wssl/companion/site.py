@@ -164,7 +164,7 @@ def claims_page(
     "Every claim, its verdict, what was measured, and the notebook that tried it."
     ledger = read_claims(root)
     parts = [
-        "# Claims\n\nWhat the four works claim, what came of it here, and where. *At this scale* means that a small encoder and few epochs stood in for the paper's runs; such a verdict neither proves nor refutes.",
+        "# Claims\n\nWhat the four works claim, what came of it here, and where. *At this scale* means that a small encoder and few epochs stood in for the paper's runs; such a verdict neither proves nor refutes. *Inconclusive* means that the 95 % interval leaves both open.",
         markdown_table(ledger_counts(ledger)),
     ]
     for work, part in ledger.groupby("work", sort=False):
@@ -181,7 +181,7 @@ def _claim_row(row, contents):
     )
     name = row["notebook"]
     return {
-        "claim": f"**{row['id']}** {as_markdown(row['claim'])} ({as_markdown(str(row['where']))})",
+        "claim": f"**{row['id']}** {as_markdown(row['claim'])} ({as_markdown(str(row['where']) + ', figure not seen here' * (row['unseen'] == 'yes'))})",
         "verdict": f"[{row['verdict']}]{{.chip .{TONES[row['verdict']]}}}",
         "measured": as_markdown(measured) if name else "–",
         "notebook": f"[{contents[name][0]}](/{name})" if name in contents else "–",

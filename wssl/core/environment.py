@@ -53,7 +53,7 @@ def git_commit(
 
 # %% ../../nbs/0_core/environment.ipynb #cb24e8ed
 def environment() -> dict:  # Plain values only, fit for JSON
-    "Versions, hardware, threads and commit; no names of machines and no paths."
+    "Versions, hardware, threads, the instruction set that PyTorch takes, and commit; no names of machines and no paths."
     versions = {name: str(import_module(name).__version__) for name in ("torch", "torchvision", "numpy", "wssl")}
     return {
         "python": platform.python_version(),
@@ -62,6 +62,7 @@ def environment() -> dict:  # Plain values only, fit for JSON
         "cpu": cpu_name(),
         "cores": cpu_cores(),
         "threads": torch.get_num_threads(),
+        "isa": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "commit": git_commit(),
     }

@@ -36,12 +36,17 @@ class SmallResNet(nn.Module):
         width: int = 16,  # Channels of the first stage; each stage doubles them
         blocks: tuple[int, ...] = (1, 1, 1, 1),  # Basic blocks of each stage
         stem_stride: int = 2,  # 2 quarters the work of everything behind the stem
+        stem_kernel: int = 3,  # Width of the stem's filter in pixels; as wide as its stride it cuts patches
     ):
         super().__init__()
         expect(
             width >= 1 and len(blocks) >= 1 and min(blocks) >= 1, "a width and blocks of at least 1", (width, blocks)
         )
-        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, stem_stride, 1, bias=False), nn.BatchNorm2d(width), ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width, stem_kernel, stem_stride, stem_kernel // 2 if stem_kernel % 2 else 0, bias=False),
+            nn.BatchNorm2d(width),
+            ReLU(),
+        )
         stages, width_in = [], width
         for stage, count in enumerate(blocks):
             out = width * 2**stage
@@ -98,6 +103,9 @@ def vit_small(
 # %% ../../nbs/6_models/encoders.ipynb #6870e805
 ENCODERS = {
     "small": SmallResNet,
+    "small-narrow": partial(SmallResNet, 8),
+    "small-wide": partial(SmallResNet, 32),
+    "small-patch": partial(SmallResNet, 32, (1, 1, 1), stem_stride=4, stem_kernel=4),
     "resnet18": partial(resnet, 18),
     "resnet50": partial(resnet, 50),
     "vit-small": vit_small,

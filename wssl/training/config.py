@@ -49,9 +49,9 @@ class TrainConfig:
     )
     size: int = _option(32, "side of the images [pixels]")
     size_start: int | None = _option(
-        None,
-        "side of the views in the first half of the training; halfway to size in the next third [pixels; default: size]",
+        None, "side of the views at the start of the training, from where it grows to size [pixels; default: size]"
     )
+    size_full: float = _option(0.5, "when views that start smaller have grown to size [share of the training, 0 to 1]")
     augmentation: str | None = _option(
         None,
         f"random views; those with local crops are for some methods [{', '.join(VIEWS)}; default: digits for digits, else small]",
@@ -161,6 +161,7 @@ def _check(c):
     real("imbalance", 1)
     for name in ("holdout", "warmup"):
         real(name, 0, 0.5)
+    real("size_full", 0, 1)
     for name in ("decay_all", "cluster_study", "collapse_study", "online_probe", "compile"):
         expect(isinstance(getattr(c, name), bool), f"{name} as true or false", repr(getattr(c, name)))
     for name in ("weight", "weight_decay"):
@@ -211,10 +212,12 @@ def view_size(
     config: TrainConfig,
     progress: float | None = None,  # Share of the training done, in [0, 1]; None: at its end
 ) -> int:  # Pixels
-    "Side of the views: `size_start` in the first half, halfway to `size` in the next third, then `size`."
-    if config.size_start is None or progress is None or progress >= 5 / 6:
+    "Side of the views: from `size_start` in equal steps of about 8 pixels, `size` from the share `size_full` on."
+    if config.size_start is None or progress is None or progress >= config.size_full:
         return config.size
-    return config.size_start if progress < 1 / 2 else (config.size_start + config.size) // 2
+    grows = config.size - config.size_start
+    steps = max(1, round(grows / 8))
+    return config.size_start + grows * math.floor(progress / config.size_full * steps) // steps
 
 
 def views_of(

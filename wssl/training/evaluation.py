@@ -59,6 +59,7 @@ def load_data(
 # %% ../../nbs/9_training/evaluation.ipynb #eaafc722
 MEASURED = ("w2", "w2_floor", "live_fraction", "lu", "alignment", "rankme", "std", "knn")
 MEASURED += ("online_top1", "linear_top1", "linear_top5", "semi_1_top1", "semi_10_top1", "study", "collapse")
+MEASURED += ("student_knn", "student_linear_top1")
 OWN = ("cluster_", "measured_")  # first words of what only some methods have
 CURVES = ("spectrum", "sizes")  # of the last evaluation only
 
@@ -102,6 +103,8 @@ def evaluate(
     if accuracies:
         bank = features[labelled], train.y[labelled]
         result |= _accuracies(*bank, h[known], test.y[known], config, probe)
+        if spectrum and encoder is not method.encoder:
+            result |= _student(method, train, test, config, plain, probe)
     if accuracies and online is not None:  # it learnt on the online encoder's representations
         own = h if encoder is method.encoder else extract_features(method.encoder, test, augmentation=plain)
         with evaluating(online):
@@ -140,6 +143,16 @@ def _accuracies(train_h, train_y, test_h, test_y, config, probe):
     return result
 
 # %% ../../nbs/9_training/evaluation.ipynb #7f7ac12f
+def _student(method, train, test, config, plain, probe):
+    "The accuracies of the online encoder beside those of a teacher, which is an average of the past and lags behind."
+    labelled, known = train.y >= 0, test.y >= 0
+    bank, h = (extract_features(method.encoder, images, augmentation=plain) for images in (train, test))
+    found = _accuracies(
+        bank[labelled], train.y[labelled], h[known], test.y[known], config, "none" if probe == "none" else "offline"
+    )
+    return {f"student_{name}": found[name] for name in ("knn", "linear_top1") if name in found}
+
+
 def _probe_layers(result, layers, projector, train_h, train_y, test_y, config):
     "The linear classifier's accuracy on each layer, into the study of that layer."
     from wssl.evaluation import linear_probe
