@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .sinkhorn import sinkhorn_knopp
 from ..core.checks import as_embeddings, as_labels, as_views, check_finite, expect
-from ..core.collectives import all_gather_rows, all_reduce_sum, rank, world_size
+from ..core.collectives import all_gather_rows, all_reduce_sum, rank, row_counts, same_number
 from ..core.rows import normalize_rows, widen
 
 # %% ../../nbs/3_balance/resa.ipynb #df3834a1
@@ -38,12 +38,13 @@ def assignment_softness(
 ) -> dict[str, float]:  # "self": mean A_ii; "same": mass on others of the class; "support": samples that share a row
     "Means over all samples that say how far an assignment is from the identity. Raises `InputError` for a shape that is not (n, n * processes)."
     a = check_finite(widen(as_embeddings(assignment, "assignment")), "assignment")
-    n, total = len(a), len(a) * world_size(group)
+    n, each = len(a), same_number(row_counts(len(a), a, group))
+    total = sum(each)
     expect(a.shape[1] == total, f"an assignment of shape ({n}, {total})", f"shape {tuple(a.shape)}")
     own = a.diagonal(rank(group) * n)
     found = {"self": own.sum(), "support": torch.special.entr(a).sum(1).exp().sum()}
     if labels is not None:
         labels = as_labels(labels, n)
-        found["same"] = a[labels[:, None] == all_gather_rows(labels, group)].sum() - own.sum()
+        found["same"] = a[labels[:, None] == all_gather_rows(labels, group, each)].sum() - own.sum()
     sums = all_reduce_sum(torch.stack(list(found.values())), group) / total
     return dict(zip(found, sums.tolist(), strict=True))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.checks import as_embeddings, as_views, expect, expect_first_derivative
-from ..core.collectives import all_gather_rows, all_reduce_sum, world_size
+from ..core.collectives import all_gather_rows, all_reduce_rows, all_reduce_sum
 from ..core.rows import normalize_rows, widen
 from ..metrics.alignment_uniformity import uniformity
 from ..metrics.wasserstein import wasserstein_uniformity
@@ -90,10 +90,17 @@ def random_directions(
     group=None,  # None: this process alone; `WORLD`: all processes; or a ProcessGroup
 ) -> Tensor:  # Unit columns, shape (m, slices), the same on every process
     "Uniform directions on the sphere. Raises `InputError` for fewer than one."
+    return _directions(m, slices, like, 0, generator, group)[0]
+
+
+@torch.no_grad()
+def _directions(m, slices, like, n, generator, group):
+    "`random_directions`, and the numbers of rows, `n` of which are here."
     expect(slices >= 1, "at least 1 slice", slices)
     device = generator.device if generator else like.device
     draws = torch.randn(m, slices, generator=generator, device=device, dtype=like.dtype).to(like.device)
-    return F.normalize(all_reduce_sum(draws, group), dim=0)
+    draws, rows = all_reduce_rows(draws, n, group)
+    return F.normalize(draws, dim=0), rows
 
 # %% ../../nbs/4_losses/distribution.ipynb #1c2a60fe
 class _CharacteristicFunction(torch.autograd.Function):
@@ -137,24 +144,25 @@ def sigreg_loss(
     z = widen(as_embeddings(z))
     with torch.autocast(z.device.type, enabled=False):
         step = t_max / (points - 1)
-        angles = step * (random_directions(z.shape[1], slices, z, generator, group).T @ z.T)
+        directions, rows = _directions(z.shape[1], slices, z, len(z), generator, group)
+        angles = step * (directions.T @ z.T)
         chunk = max(1, (2**24 if z.is_cuda else 2**16) // len(z))  # on a CPU what stays in its cache
         means = torch.cat([_CharacteristicFunction.apply(part, points - 1) for part in angles.split(chunk)], -1)
-        means = all_reduce_sum(means, group) / world_size(group)
+        means = all_reduce_sum(means * (len(z) / rows.total), group)
         target = torch.exp(-(step * torch.arange(1, points, device=z.device, dtype=z.dtype)).square() / 2)
         distance = (means[:, 0] - target.unsqueeze(1)).square() + means[:, 1].square()
         weights = torch.cat([target[:-1], target[-1:] / 2]) * 2 * step  # the point t = 0 never differs
         value = (weights @ distance).mean()
-    return value * len(z) * world_size(group) if scaled else value
+    return value * rows.total if scaled else value
 
 # %% ../../nbs/4_losses/distribution.ipynb #ebfe0a33
 def _sliced(rows, slices, offset, generator, group):
     "Mean squared distance of sorted projections from the normal quantiles (i - offset) / (n + 1 - 2 offset)."
-    directions = random_directions(rows.shape[1], slices, rows, generator, group)
+    directions, counts = _directions(rows.shape[1], slices, rows, len(rows), generator, group)
     if slices < rows.shape[1]:
-        projections = all_gather_rows(rows @ directions, group).T
+        projections = all_gather_rows(rows @ directions, group, counts.each).T
     else:
-        projections = directions.T @ all_gather_rows(rows, group).T
+        projections = directions.T @ all_gather_rows(rows, group, counts.each).T
     n = projections.shape[1]
     shares = (torch.arange(1, n + 1, device=rows.device, dtype=rows.dtype) - offset) / (n + 1 - 2 * offset)
     return (projections.sort(dim=1).values - torch.special.ndtri(shares)).square().mean()
@@ -187,11 +195,9 @@ def visreg_loss(
     weights = (scale, center, shape)
     expect(min(weights) >= 0 < max(weights), "weights of at least 0, not all 0", weights)
     z = widen(as_embeddings(z))
-    total = len(z) * world_size(group)
-    mean = all_reduce_sum(z.sum(0), group) / total
-    variance = all_reduce_sum((z - mean).square().sum(0), group) / total
-    alive = variance > 1e-12
-    std = torch.where(alive, torch.where(alive, variance, 1).sqrt(), 1e-6)
+    sums, rows = all_reduce_rows(z.sum(0), len(z), group)
+    mean = sums / rows.total
+    std = _deviations(z - mean, rows.total, group)
     terms = []
     if scale:
         terms.append(scale * (std - 1).square().mean())
@@ -199,5 +205,13 @@ def visreg_loss(
         terms.append(center * mean.square().mean())
     if shape:
         with torch.autocast(z.device.type, enabled=False):
-            terms.append(shape * _sliced((z - mean) / std.detach(), slices, 0, generator, group))
+            standardized = (z - mean) / std.detach().clamp_min(1e-6)
+            terms.append(shape * _sliced(standardized, slices, 0, generator, group))
     return torch.stack(terms).sum()
+
+
+def _deviations(centred, total, group):
+    "Standard deviation of each coordinate, divided by N; the squares in float64, so that its slope stays 1 down to the smallest."
+    variance = all_reduce_sum(centred.double().square().sum(0), group) / total
+    spread = variance > 0  # the root has no gradient at 0
+    return torch.where(spread, torch.where(spread, variance, 1).sqrt(), 0).to(centred.dtype)
