@@ -7,14 +7,14 @@ __all__ = ['Centering']
 
 # %% ../../nbs/3_balance/centering.ipynb #5c4ce545
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.checks import as_embeddings, expect
 from ..core.collectives import all_reduce_rows
-from ..core.rows import widen
+from ..core.rows import FullPrecision, widen
 
 # %% ../../nbs/3_balance/centering.ipynb #a831fb27
-class Centering(nn.Module):
+class Centering(FullPrecision):
     "Running mean of the teacher's scores, subtracted from them (Caron et al. 2021, Eq. 4)."
 
     def __init__(

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.checks import as_embeddings, as_views, expect, expect_first_derivative
+from ..core.checks import as_embeddings, as_views, expect, expect_first_derivative, expect_no_transform
 from ..core.collectives import all_gather_rows, all_reduce_rows, all_reduce_sum
 from ..core.rows import normalize_rows, widen
 from ..metrics.alignment_uniformity import uniformity
@@ -141,6 +141,7 @@ def sigreg_loss(
 ) -> Tensor:  # Scalar, at least 0
     "Epps-Pulley distance of random projections from N(0, 1), their mean (Balestriero and LeCun 2025). Raises `InputError` for no slice, fewer than two points or a frequency of 0."
     expect(points >= 2 and t_max > 0, "at least 2 points and t_max > 0", (points, t_max))
+    expect_no_transform("SIGReg")
     z = widen(as_embeddings(z))
     with torch.autocast(z.device.type, enabled=False):
         step = t_max / (points - 1)

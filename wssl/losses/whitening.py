@@ -29,7 +29,9 @@ def cholesky_whiten(
     size: int | None = None,  # Rows whitened together, more than m and a divisor of n; None: the whole batch
     eps: float = 0.0,  # Share of the identity in the covariance, in [0, 1]
     group=None,  # None: this process alone; `WORLD`: all processes; or a ProcessGroup
-) -> Tensor:  # Shape (n, m), float32 or wider, of mean 0 and covariance I in each group; NaN where a covariance is singular
+) -> (
+    Tensor
+):  # Shape (n, m), float32 or wider, of mean 0 and covariance I in each group; NaN where a covariance is singular
     "Rows times the inverse Cholesky factor of their covariance (Ermolov et al. 2021, Eq. 7). All NaN in a group with dead or dependent columns (rows of a LayerNorm sum to 0): give `eps`. Raises `InputError` for too small groups, rows that do not fill them or a share outside [0, 1]."
     z = widen(as_embeddings(z))
     n, m = z.shape

@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor
 
-from ..core.checks import as_embeddings, as_views, check_finite, expect, expect_first_derivative
+from ..core.checks import as_embeddings, as_views, check_finite, expect, expect_first_derivative, expect_no_transform
 from ..core.collectives import all_gather_rows, all_reduce_sum, rank, row_counts, same_number, world_size
-from ..core.rows import normalize_rows, widen
+from ..core.rows import exact_products, normalize_rows, widen
 
 # %% ../../nbs/2_metrics/alignment_uniformity.ipynb #1a16a0fd
 def alignment(
@@ -118,6 +118,7 @@ def uniformity(
 ) -> Tensor:  # Scalar; 0 for equal rows, about -2t for uniform ones, -4t at least on unit rows
     "Logarithm of the mean Gaussian potential over all unordered pairs, $L_U$ (Wang and Isola 2020; Fang et al. 2024, Eq. 2). Raises `InputError` for fewer than two rows."
     expect(t > 0, "t above 0", t)
+    expect_no_transform("uniformity")
     world = world_size(group)
     z = check_finite(as_embeddings(z, min_rows=2 if world == 1 else 1))
     gradient = torch.is_grad_enabled() and z.requires_grad
@@ -126,6 +127,7 @@ def uniformity(
         same_number(row_counts(len(z), z, group))
         chunk = min(chunk, -(-len(z) // 2))
     rows = normalize_rows(z) if normalize else z.double()
+    rows = rows if gradient and z.is_cuda else exact_products(rows)
     exact = not normalize or t > 20  # float32 holds exp(-4t) up to there
     value = _LogMeanKernel.apply(rows.double() if exact else rows, float(t), chunk, exact, gradient, group)
     return value.to(widen(z).dtype)

@@ -12,7 +12,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..core.checks import as_embeddings, check_finite, expect, expect_first_derivative
+from wssl.core.checks import (
+    as_embeddings,
+    check_finite,
+    expect,
+    expect_first_derivative,
+    expect_no_batch,
+    expect_no_transform,
+)
 from ..core.collectives import Rows, all_gather_rows, all_reduce_rows, all_reduce_sum, rank, row_counts, world_size
 from ..core.rows import normalize_rows, row_lengths, widen
 from .moments import CHUNK, Moments, gram, in_spans
@@ -309,7 +316,7 @@ def uniformity_zscore(
     group=None,  # None: these rows; `WORLD` or a ProcessGroup: the rows of all its processes
 ) -> Tensor:  # Scalar, float64
     "Standard deviations of `z` above the $W_2$ of uniform points; positive = less uniform than chance. Raises `InputError` below 32 rows."
-    z = check_finite(as_embeddings(z))
+    z = check_finite(expect_no_batch(as_embeddings(z)))
     total, _, roots = _reading(z, normalize, group)
     expect(total >= 32, "embeddings with at least 32 rows for a z-score", f"{total}")
     mean, sd = null_law(total, z.shape[1])
@@ -360,7 +367,7 @@ def wasserstein_uniformity(
 ) -> Tensor:  # Scalar, float32 or wider; in [0, sqrt 2] on unit rows (squared: [0, 2]); lower is more uniform
     """Wasserstein distance between N(mean, cov) of the rows and N(0, I/m) (Fang et al. 2024, Eq. 8); differentiable once.
     Raises `InputError` for input that is no finite matrix, where `corrected` has under 2m rows, and for different numbers of rows on the processes where all rows are m or fewer."""
-    z = as_embeddings(z)
+    z = expect_no_batch(as_embeddings(z))
     z = z if _is_tall(z) else check_finite(z)  # the chunked path looks at the moments instead
     learning, factor, m = z.requires_grad and torch.is_grad_enabled(), 1.0, z.shape[1]
     with torch.autocast(z.device.type, enabled=False):
@@ -369,6 +376,7 @@ def wasserstein_uniformity(
             expect(not corrected or total >= 2 * m, f"at least 2m = {2 * m} rows for the corrected form", f"{total}")
             factor = _correction(roots, total, m) if corrected else factor  # a constant of the loss: no gradient
         if learning:
+            expect_no_transform("W2")
             if _is_tall(z) and z.device.type == "cpu" and world_size(group) == 1 and not torch.compiler.is_compiling():
                 return _TallLoss.apply(z, normalize, squared, factor)
             return _Loss.apply(z, normalize, squared, factor, group)  # how tall z is may differ between processes
