@@ -458,9 +458,7 @@ def _readings():
         "lidar": lidar(z.view(1500, 2, 64)),
         "discriminant": discriminant_spectrum(z.view(600, 5, 64)),
         "clusters": torch.tensor([cluster_scores(z[:400], y[:400]).ari]),
-        "diagnosis": torch.tensor(
-            [float(v.value) for v in diagnose(z, labels=y).values.values()]
-        ),
+        "diagnosis": torch.tensor([float(v.value) for v in diagnose(z, labels=y).values.values()]),
         "knn": torch.tensor([knn_accuracy(z[:2000], y[:2000], z[2000:], y[2000:], k) for k in (1, 5, 50)]),
     }
     for name, metric in {"L_U": Uniformity(), "W2": WassersteinUniformity(64), "RankMe": RankMe(64)}.items():
@@ -490,9 +488,9 @@ def test_global_switches_change_no_digit(plain, switch):
         assert rounds_products(torch.zeros(1)) and not rounds_products(torch.zeros(1, dtype=torch.float64))
         found = _readings()
     finally:
+        torch.set_float32_matmul_precision("highest")  # sets the switch of oneDNN to "ieee", which would be stronger
         torch.backends.mkldnn.matmul.fp32_precision = "none"
         torch.backends.mkldnn.fp32_precision = "none"
-        torch.set_float32_matmul_precision("highest")
     assert not rounds_products(torch.zeros(1))
     for name, value in plain.items():
         torch.testing.assert_close(
