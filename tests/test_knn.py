@@ -274,3 +274,18 @@ def test_nearest_is_topk(n, share, levels, seed):
     assert torch.equal(near, similarity.gather(1, which))
     assert all(len(set(row)) == k for row in which.tolist())
     assert torch.equal(near.sort(1, descending=True).values, similarity.topk(k, dim=1).values)
+
+
+def test_a_switch_of_the_trainer_changes_no_probe():
+    """`set_float32_matmul_precision("medium")` rounds factors to bfloat16 where the processor can."""
+    train_h, train_y, test_h, test_y = (x.float() if x.is_floating_point() else x for x in _data(n=200, t=100))
+    found = []
+    for precision in ("highest", "medium"):
+        torch.set_float32_matmul_precision(precision)
+        try:
+            linear = linear_probe(train_h, train_y, test_h, test_y, epochs=20, batch=64)
+            mlp = mlp_probe(train_h, train_y, test_h, test_y, 64, epochs=3)
+        finally:
+            torch.set_float32_matmul_precision("highest")
+        found.append(torch.tensor([linear.top1, mlp.top1, *linear.history, *mlp.history], dtype=torch.float64))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)

@@ -23,7 +23,7 @@ def self_assignment(
     iterations: int = 3,  # Rounds of Sinkhorn-Knopp, from 0 (softmax)
     group=None,  # None: this process alone; `WORLD`: all processes; or a ProcessGroup
 ) -> Tensor:  # Shape (n, N): rows of this process, columns of all; rows sum to 1; no gradient
-    "How much each sample belongs to each sample of the batch (Weng et al. 2025)."
+    "How much each sample belongs to each sample of the batch (Weng et al. 2025). As many rows on each process: different numbers raise `InputError` on all of them on a processor; an accelerator, which would have to wait, does not compare them."
     h, h_momentum = as_views(h, h_momentum)
     with torch.autocast(h.device.type, enabled=False):  # an error of a cosine is divided by epsilon
         similarities = normalize_rows(h) @ all_gather_rows(normalize_rows(h_momentum), group).T

@@ -82,7 +82,7 @@ def resa_loss(
     temperature: float = 0.4,  # tau > 0, in units of a cosine
     group=None,  # None: this process alone; `WORLD`: all processes; or a ProcessGroup
 ) -> Tensor:  # Scalar: log N at collapse
-    "Cross-entropy of the cosines with all momentum embeddings against `assignment`, one direction (Weng et al. 2025). Raises `InputError` for a temperature that is not positive or another shape."
+    "Cross-entropy of the cosines with all momentum embeddings against `assignment`, one direction (Weng et al. 2025). Raises `InputError` for a temperature that is not positive or another shape. As many rows on each process: different numbers raise `InputError` on all of them on a processor; an accelerator, which would have to wait, does not compare them."
     z, z_momentum = as_views(z, z_momentum)
     everyone = all_gather_rows(normalize_rows(z_momentum), group)
     with torch.autocast(z.device.type, enabled=False):

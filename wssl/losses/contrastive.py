@@ -21,7 +21,7 @@ def nt_xent(
     temperature: float = 0.5,  # tau > 0, in units of a cosine
     group=None,  # None: this process alone; `WORLD`: all processes; or a ProcessGroup
 ) -> Tensor:  # Scalar: log(2N - 1) at collapse
-    "Normalised temperature-scaled cross-entropy, the mean over all 2N rows (Chen et al. 2020, Eq. 1)."
+    "Normalised temperature-scaled cross-entropy, the mean over all 2N rows (Chen et al. 2020, Eq. 1). As many rows on each process: different numbers raise `InputError` on all of them on a processor; an accelerator, which would have to wait, does not compare them."
     z1, z2 = as_views(z1, z2)
     expect(temperature > 0, "a temperature above 0", temperature)
     z1, z2 = normalize_rows(z1), normalize_rows(z2)
@@ -42,7 +42,7 @@ def info_nce(
     temperature: float = 0.2,  # tau > 0, in units of a cosine
     group=None,  # None: this process alone; `WORLD`: all processes; or a ProcessGroup
 ) -> Tensor:  # Scalar: log(K + 1), or log N without `negatives`, at collapse
-    "InfoNCE in one direction, the mean over the queries (He et al. 2020, Eq. 1)."
+    "InfoNCE in one direction, the mean over the queries (He et al. 2020, Eq. 1). As many rows on each process: different numbers raise `InputError` on all of them on a processor; an accelerator, which would have to wait, does not compare them."
     q, k = as_views(q, k)
     expect(temperature > 0, "a temperature above 0", temperature)
     q, k = normalize_rows(q), normalize_rows(k)

@@ -36,7 +36,7 @@ def lu_of_views(
     t: float = 2.0,  # Sharpness of the Gaussian kernel
     group=None,  # None: this process alone; `WORLD`: all processes; or a ProcessGroup
 ) -> Tensor:  # Scalar at most 0
-    "L_U of the normalised embeddings, the mean of both views (Wang and Isola 2020)."
+    "L_U of the normalised embeddings, the mean of both views (Wang and Isola 2020). As many rows on each process: different numbers raise `InputError` on all of them on a processor; an accelerator, which would have to wait, does not compare them."
     z1, z2 = as_views(z1, z2)
     return (uniformity(z1, t, group=group) + uniformity(z2, t, group=group)) / 2
 
@@ -176,7 +176,7 @@ def sliced_w2_loss(
     generator: torch.Generator | None = None,  # Of the directions; None: PyTorch's own
     group=None,  # None: this process alone; `WORLD`: all processes; or a ProcessGroup
 ) -> Tensor:  # Scalar, at least 0; 2 in the mean over directions for unit rows that are all equal
-    "Squared W2 of random projections of the rows, times sqrt m, to N(0, 1), their mean. Raises `InputError` for no slice."
+    "Squared W2 of random projections of the rows, times sqrt m, to N(0, 1), their mean. Raises `InputError` for no slice. As many rows on each process: different numbers raise `InputError` on all of them on a processor; an accelerator, which would have to wait, does not compare them."
     z = as_embeddings(z)
     rows = normalize_rows(z) if normalize else widen(z)
     with torch.autocast(z.device.type, enabled=False):
@@ -192,7 +192,7 @@ def visreg_loss(
     generator: torch.Generator | None = None,  # Of the directions; None: PyTorch's own
     group=None,  # None: this process alone; `WORLD`: all processes; or a ProcessGroup
 ) -> Tensor:  # Scalar, at least 0
-    "Scale, centre and sliced shape of the embeddings against N(0, I) (Wu et al. 2026). Raises `InputError` for a negative weight, three weights of 0 or no slice."
+    "Scale, centre and sliced shape of the embeddings against N(0, I) (Wu et al. 2026). Raises `InputError` for a negative weight, three weights of 0 or no slice. As many rows on each process: different numbers raise `InputError` on all of them on a processor; an accelerator, which would have to wait, does not compare them."
     weights = (scale, center, shape)
     expect(min(weights) >= 0 < max(weights), "weights of at least 0, not all 0", weights)
     z = widen(as_embeddings(z))

@@ -181,7 +181,7 @@ def zero_icl_loss(
     shrink: float = 0.1,  # Share of the identity in the correlations, in (0, 1]
     group=None,  # None: this process alone; `WORLD`: all processes; or a ProcessGroup
 ) -> Tensor:  # Scalar, at least 0
-    "Agreement of whitened instances: `zero_fcl_loss` of the transposed embeddings of all processes (Zhang et al. 2022, Zero-ICL). Raises `InputError` for a share outside (0, 1]."
+    "Agreement of whitened instances: `zero_fcl_loss` of the transposed embeddings of all processes (Zhang et al. 2022, Zero-ICL). Raises `InputError` for a share outside (0, 1]. As many rows on each process: different numbers raise `InputError` on all of them on a processor; an accelerator, which would have to wait, does not compare them."
     z1, z2 = as_views(z1, z2)
     both = all_gather_rows(torch.stack([z1, z2], 1), group).unbind(1)
     return zero_fcl_loss(*(z.T for z in both), shrink)

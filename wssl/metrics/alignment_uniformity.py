@@ -116,7 +116,7 @@ def uniformity(
     group=None,  # None: this process alone; `WORLD`: the batch of all processes; or a ProcessGroup
     chunk: int | None = None,  # Rows of a tile (memory: its square); None: 256 on a CPU, 4096 elsewhere
 ) -> Tensor:  # Scalar; 0 for equal rows, about -2t for uniform ones, -4t at least on unit rows
-    "Logarithm of the mean Gaussian potential over all unordered pairs, $L_U$ (Wang and Isola 2020; Fang et al. 2024, Eq. 2). Raises `InputError` for fewer than two rows."
+    "Logarithm of the mean Gaussian potential over all unordered pairs, $L_U$ (Wang and Isola 2020; Fang et al. 2024, Eq. 2). Raises `InputError` for fewer than two rows. As many rows on each process: different numbers raise `InputError` on all of them on a processor; an accelerator, which would have to wait, does not compare them."
     expect(t > 0, "t above 0", t)
     expect_no_transform("uniformity")
     world = world_size(group)
