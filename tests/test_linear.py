@@ -160,11 +160,15 @@ def test_top_k_counts_what_sorting_counts(n, classes, seed, data):
     draw = torch.Generator().manual_seed(seed)
     logits = torch.randint(4, (n, classes), generator=draw).float()  # many ties
     y = torch.randint(classes, (n,), generator=draw)
-    right = sum(
-        int(label) in sorted(range(classes), key=lambda c: (-row[c], c))[:k]
-        for row, label in zip(logits.tolist(), y, strict=True)
-    )
-    assert top_k_accuracy(logits, y, k) == pytest.approx(right / n)
+    chance = 0.0  # the mean over all orders in which equal scores may be sorted
+    for row, label in zip(logits.tolist(), y.tolist(), strict=True):
+        above = sum(score > row[label] for score in row)
+        equal = sum(score == row[label] for score in row)
+        chance += sum(above + place < k for place in range(equal)) / equal / n
+    assert top_k_accuracy(logits, y, k) == pytest.approx(chance)
+    names = torch.randperm(classes, generator=draw)
+    renamed = torch.empty_like(logits).scatter_(1, names.expand(n, -1), logits)
+    assert top_k_accuracy(renamed, names[y], k) == pytest.approx(chance)
 
 
 def test_equal_scores_are_chance():

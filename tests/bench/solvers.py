@@ -18,7 +18,7 @@ def _step(z, solver):
     by_rows = total <= m
 
     def run():
-        rows, mean = wasserstein._centre(z)
+        rows, mean, _ = wasserstein._centre(z)
         variance, root, polar = solver(rows, by_rows, total)
         value = wasserstein._eq8(variance + mean.square().sum(), root, m)
         run.last = value, 2 / total * (z - polar / m**0.5)

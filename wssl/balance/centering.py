@@ -7,14 +7,14 @@ __all__ = ['Centering']
 
 # %% ../../nbs/3_balance/centering.ipynb #5c4ce545
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.checks import as_embeddings, expect
-from ..core.collectives import all_reduce_sum, world_size
-from ..core.rows import widen
+from ..core.collectives import all_reduce_rows
+from ..core.rows import FullPrecision, widen
 
 # %% ../../nbs/3_balance/centering.ipynb #a831fb27
-class Centering(nn.Module):
+class Centering(FullPrecision):
     "Running mean of the teacher's scores, subtracted from them (Caron et al. 2021, Eq. 4)."
 
     def __init__(
@@ -38,13 +38,13 @@ class Centering(nn.Module):
     @torch.no_grad()
     def update(
         self,
-        scores: Tensor,  # Scores before centring, shape (n, k); the same n on every process
+        scores: Tensor,  # Scores before centring, shape (n, k)
         group=None,  # None: this process alone; `WORLD`: all processes; or a ProcessGroup
     ):
         "Move the centre towards the mean of `scores` over all processes. Raises `InputError` for another number of clusters."
         scores = self._checked(scores)
-        mean = all_reduce_sum(widen(scores).sum(0), group) / (len(scores) * world_size(group))
-        self.center.lerp_(mean.to(self.center.dtype), 1 - self.momentum)
+        total, rows = all_reduce_rows(widen(scores).sum(0), len(scores), group)
+        self.center.lerp_((total / rows.total).to(self.center.dtype), 1 - self.momentum)
 
     def _checked(self, scores):
         scores, k = as_embeddings(scores, "scores"), len(self.center)

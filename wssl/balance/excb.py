@@ -7,10 +7,11 @@ __all__ = ['balanced', 'ClusterBalancer']
 
 # %% ../../nbs/3_balance/excb.ipynb #2912a276
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.checks import as_embeddings, as_labels, check_finite, expect
 from ..core.collectives import all_reduce_sum
+from ..core.rows import FullPrecision
 
 # %% ../../nbs/3_balance/excb.ipynb #2b5c8ccf
 def balanced(
@@ -31,7 +32,7 @@ def balanced(
     return torch.addcmul(offset, similarities, slope)
 
 # %% ../../nbs/3_balance/excb.ipynb #f8405e73
-class ClusterBalancer(nn.Module):
+class ClusterBalancer(FullPrecision):
     "Running sizes of `k` clusters, and similarities corrected by them (Metaxas et al. 2024)."
 
     def __init__(

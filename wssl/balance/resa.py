@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .sinkhorn import sinkhorn_knopp
 from ..core.checks import as_embeddings, as_labels, as_views, check_finite, expect
-from ..core.collectives import all_gather_rows, all_reduce_sum, rank, world_size
+from ..core.collectives import all_gather_rows, all_reduce_sum, rank, row_counts, same_number
 from ..core.rows import normalize_rows, widen
 
 # %% ../../nbs/3_balance/resa.ipynb #df3834a1
@@ -23,7 +23,7 @@ def self_assignment(
     iterations: int = 3,  # Rounds of Sinkhorn-Knopp, from 0 (softmax)
     group=None,  # None: this process alone; `WORLD`: all processes; or a ProcessGroup
 ) -> Tensor:  # Shape (n, N): rows of this process, columns of all; rows sum to 1; no gradient
-    "How much each sample belongs to each sample of the batch (Weng et al. 2025)."
+    "How much each sample belongs to each sample of the batch (Weng et al. 2025). As many rows on each process: different numbers raise `InputError` on all of them on a processor; an accelerator, which would have to wait, does not compare them."
     h, h_momentum = as_views(h, h_momentum)
     with torch.autocast(h.device.type, enabled=False):  # an error of a cosine is divided by epsilon
         similarities = normalize_rows(h) @ all_gather_rows(normalize_rows(h_momentum), group).T
@@ -38,12 +38,13 @@ def assignment_softness(
 ) -> dict[str, float]:  # "self": mean A_ii; "same": mass on others of the class; "support": samples that share a row
     "Means over all samples that say how far an assignment is from the identity. Raises `InputError` for a shape that is not (n, n * processes)."
     a = check_finite(widen(as_embeddings(assignment, "assignment")), "assignment")
-    n, total = len(a), len(a) * world_size(group)
+    n, each = len(a), same_number(row_counts(len(a), a, group))
+    total = sum(each)
     expect(a.shape[1] == total, f"an assignment of shape ({n}, {total})", f"shape {tuple(a.shape)}")
     own = a.diagonal(rank(group) * n)
     found = {"self": own.sum(), "support": torch.special.entr(a).sum(1).exp().sum()}
     if labels is not None:
         labels = as_labels(labels, n)
-        found["same"] = a[labels[:, None] == all_gather_rows(labels, group)].sum() - own.sum()
+        found["same"] = a[labels[:, None] == all_gather_rows(labels, group, each)].sum() - own.sum()
     sums = all_reduce_sum(torch.stack(list(found.values())), group) / total
     return dict(zip(found, sums.tolist(), strict=True))

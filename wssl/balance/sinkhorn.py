@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import as_embeddings, check_finite, expect
-from ..core.collectives import all_gather_rows, all_reduce_sum
+from ..core.collectives import all_gather_rows, all_reduce_sum, world_size
 from ..core.rows import widen
 
 # %% ../../nbs/3_balance/sinkhorn.ipynb #c709feec
@@ -32,7 +32,8 @@ def sinkhorn_knopp(
     for done in range(0, iterations, _ROUNDS):
         if columns is not None:
             log_q = (log_q + columns.log()).log_softmax(1)
-        log_q -= all_gather_rows(log_q.amax(0, keepdim=True), group).amax(0)
+        one_each = [1] * world_size(group)
+        log_q -= all_gather_rows(log_q.amax(0, keepdim=True), group, one_each).amax(0)
         largest = log_q.amax(1)
         q, rows = (log_q - largest.unsqueeze(1)).exp_(), largest.exp_()
         with torch.autocast(q.device.type, enabled=False):

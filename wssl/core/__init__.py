@@ -5,6 +5,7 @@ from wssl.core.collectives import (
     WORLD,
     SyncBatchNorm,
     all_gather_rows,
+    all_reduce_rows,
     all_reduce_sum,
     from_first,
     joined,
@@ -18,8 +19,8 @@ from wssl.core.schedules import cosine, linear, warmup_cosine
 from wssl.core.seeds import generator, seed_everything, stream_seed
 
 __all__ = [
-    "InputError", "SyncBatchNorm", "WORLD", "all_gather_rows", "all_reduce_sum", "as_embeddings", "as_labels",
-    "as_views", "cache_dir", "check_finite", "cosine", "expect", "find_root", "from_first", "generator", "joined",
-    "linear", "normalize_rows", "project_root", "rank", "seed_everything", "stream_seed", "sync_batchnorm",
+    "InputError", "SyncBatchNorm", "WORLD", "all_gather_rows", "all_reduce_rows", "all_reduce_sum", "as_embeddings",
+    "as_labels", "as_views", "cache_dir", "check_finite", "cosine", "expect", "find_root", "from_first", "generator",
+    "joined", "linear", "normalize_rows", "project_root", "rank", "seed_everything", "stream_seed", "sync_batchnorm",
     "warmup_cosine", "widen", "world_size", "write_atomically",
 ]

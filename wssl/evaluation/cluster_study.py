@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.checks import as_embeddings, as_labels, expect
+from ..core.checks import as_embeddings, as_labels, check_finite, expect
 from .features import evaluating
 from ..metrics.clustering import cluster_scores
 
@@ -22,7 +22,7 @@ def projector_layers(
     h: Tensor,  # Representations, shape (n, d)
 ) -> dict[str, Tensor]:  # "h", then "p0", "p1", ... hidden layers after their ReLU, then "z"
     "What the projector makes of `h`, layer by layer, in evaluation mode and without a gradient. Raises `InputError` where `h` is no matrix."
-    h = as_embeddings(h, "representations").detach()
+    h = check_finite(as_embeddings(h, "representations").detach(), "representations", always=True)
     layers, x = {"h": h}, h
     with evaluating(projector):
         for step in projector if isinstance(projector, nn.Sequential) else [projector]:
@@ -42,6 +42,8 @@ def cluster_study(
 ]:  # layer -> ari, nmi, acc, silhouette, silhouette_std and, with `coarse`, coarse_ari, ...
     "How well each layer clusters into the classes (after Weng et al. 2025). Raises `InputError` for one class or a row without one."
     expect(layers, "at least 1 layer", "none")
+    for name, x in layers.items():
+        check_finite(as_embeddings(x, f"layer {name}").detach(), f"activations in layer {name}", always=True)
     study = {name: asdict(cluster_scores(x, labels, seed=seed)) for name, x in layers.items()}
     if coarse is not None:
         for name, x in layers.items():

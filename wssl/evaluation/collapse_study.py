@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..core.checks import expect
+from ..core.checks import check_finite, expect
 from ..core.seeds import generator
 from ..data.images import Images
 from ..data.stream import StreamedImages
@@ -68,6 +68,9 @@ def collapse_study(
 ) -> dict[str, dict[str, float | None]]:  # layer -> name of the metric -> value
     "`collapse_numbers` of each layer, and `lidar` and `alignment` of its views."
     expect(layers.keys() == views.keys(), f"views of {', '.join(layers)}", ", ".join(views))
+    for name, z in layers.items():
+        check_finite(z, f"activations in layer {name}", always=True)
+        check_finite(views[name], f"views in layer {name}", always=True)
     return {
         name: collapse_numbers(z)
         | {"lidar": lidar(views[name]).item(), "alignment": alignment(views[name][:, 0], views[name][:, 1]).item()}

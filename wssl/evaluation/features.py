@@ -71,13 +71,13 @@ def top_k_accuracy(
     y: Tensor,  # True classes, shape (n,), from 0; one that has no column is never right
     k: int = 1,  # Guesses, at most as many as classes
 ) -> float:  # Share of the rows, in [0, 1]
-    "Share of rows whose class is among the `k` largest scores. Raises `InputError` for unlabelled rows, NaN, or a `k` that cannot be."
+    "Share of rows whose class is among the `k` largest scores; of equal scores each class is as likely as the others to be counted first. Raises `InputError` for unlabelled rows, NaN, or a `k` that cannot be."
     logits = check_finite(as_embeddings(logits, "logits"), "logits", always=True)
     n, classes = logits.shape
     expect(1 <= k <= classes, f"k from 1 to the number of classes, {classes}", k)
     y = known_labels(y, n).to(logits.device)
     column = y.clamp(max=classes - 1).unsqueeze(1)
     score = logits.gather(1, column)
-    before = torch.arange(classes, device=logits.device) < column
-    rank = ((logits > score) | ((logits == score) & before)).sum(1)
-    return ((rank < k) & (y < classes)).double().mean().item()
+    above, equal = (logits > score).sum(1), (logits == score).sum(1)
+    chance = ((k - above) / equal.double()).clamp(0, 1)
+    return (chance * (y < classes)).mean().item()

@@ -9,9 +9,9 @@ __all__ = ['VOTES', 'nearest', 'knn_votes', 'knn_predict', 'knn_accuracy']
 import torch
 from torch import Tensor
 
-from ..core.checks import as_embeddings, expect
-from ..core.rows import normalize_rows, widen
-from .features import known_labels, top_k_accuracy
+from ..core.checks import as_embeddings, check_finite, expect
+from ..core.rows import exact_products, normalize_rows, widen
+from .features import known_labels
 
 # %% ../../nbs/8_evaluation/knn.ipynb #62727524
 VOTES = ("cosine", "majority")
@@ -35,6 +35,31 @@ def nearest(
     return near, columns.gather(1, place)
 
 # %% ../../nbs/8_evaluation/knn.ipynb #9f31d262
+def _ballots(train_h, train_y, test_h, k, temperature, vote, chunk):
+    "For each chunk of test rows: votes (c, classes), similarities of the neighbours (c, k) and which rows they are."
+    train_h, test_h = as_embeddings(train_h, "training features"), as_embeddings(test_h, "test features")
+    expect(train_h.shape[1] == test_h.shape[1], f"test features of {train_h.shape[1]} columns", tuple(test_h.shape))
+    expect(k >= 1 and temperature > 0, "k of at least 1 and a temperature above 0", f"k {k}, temperature {temperature}")
+    expect(vote in VOTES, f"a vote among {', '.join(VOTES)}", repr(vote))
+    train_y = known_labels(train_y, len(train_h), "training labels").to(train_h.device)
+    train_h = check_finite(train_h.detach(), "training features", always=True)
+    test_h = check_finite(test_h.detach(), "test features", always=True)
+    if vote == "cosine":
+        bank, rows = (exact_products(normalize_rows(h)) for h in (train_h, test_h))
+        shift = bank.new_zeros(1)
+    else:
+        centre = widen(train_h).mean(0)
+        bank, rows = (exact_products(h - centre) for h in (train_h, test_h))
+        shift = bank.square().sum(1) / -2
+    classes, bank = int(train_y.max()) + 1, bank.T.contiguous()
+    for part in rows.split(chunk):
+        near, which = nearest(torch.addmm(shift, part, bank), min(k, len(train_h)))
+        weight = torch.ones_like(near)
+        if vote == "cosine":  # the smallest weight is still a vote
+            weight = ((near - near.amax(1, keepdim=True)) / temperature).exp().clamp_min(torch.finfo(near.dtype).tiny)
+        yield near.new_zeros(len(part), classes).scatter_add_(1, train_y[which], weight), near, which
+
+
 def knn_votes(
     train_h: Tensor,  # Representations with known class, shape (n, d)
     train_y: Tensor,  # Their classes, shape (n,), integers from 0
@@ -43,28 +68,36 @@ def knn_votes(
     temperature: float = 0.1,  # tau > 0, in units of a cosine; a majority has none
     vote: str = "cosine",  # "cosine": nearest by cosine, weights exp(cos/tau); "majority": nearest by distance, equal weights
     chunk: int = 512,  # Test rows at a time: memory is chunk x n
-) -> Tensor:  # Votes for each class, shape (t, classes)
-    "Votes of the `k` nearest training rows (Wu et al. 2018, Section 3.4). Raises `InputError` for unlabelled training rows."
-    train_h, test_h = as_embeddings(train_h, "training features"), as_embeddings(test_h, "test features")
-    expect(train_h.shape[1] == test_h.shape[1], f"test features of {train_h.shape[1]} columns", tuple(test_h.shape))
-    expect(k >= 1 and temperature > 0, "k of at least 1 and a temperature above 0", f"k {k}, temperature {temperature}")
-    expect(vote in VOTES, f"a vote among {', '.join(VOTES)}", repr(vote))
-    train_y = known_labels(train_y, len(train_h), "training labels").to(train_h.device)
-    if vote == "cosine":
-        bank, rows = normalize_rows(train_h), normalize_rows(test_h)
-        shift = bank.new_zeros(1)
-    else:
-        centre = widen(train_h).mean(0)
-        bank, rows = train_h - centre, test_h - centre
-        shift = bank.square().sum(1) / -2
-    table, bank = bank.new_zeros(len(rows), int(train_y.max()) + 1), bank.T.contiguous()
-    for part, votes in zip(rows.split(chunk), table.split(chunk), strict=True):
-        near, which = nearest(torch.addmm(shift, part, bank), min(k, len(train_h)))
-        weight = (
-            ((near - near.amax(1, keepdim=True)) / temperature).exp() if vote == "cosine" else torch.ones_like(near)
-        )
-        votes.scatter_add_(1, train_y[which], weight)
-    return table
+) -> Tensor:  # Votes for each class, shape (t, classes); 0 for a class that none of the neighbours has
+    "Votes of the `k` nearest training rows (Wu et al. 2018, Section 3.4). Raises `InputError` for unlabelled training rows or features that are not finite."
+    ballots = _ballots(train_h, train_y, test_h, k, temperature, vote, chunk)
+    return torch.cat([votes for votes, *_ in ballots])
+
+# %% ../../nbs/8_evaluation/knn.ipynb #ae412a0b
+def _first(tied, near, which, labels):
+    "The class among `tied` (c, classes) whose nearest voter is nearest, and of those the one of the earliest training row."
+    best = near.new_full(tied.shape, -torch.inf).scatter_reduce_(1, labels, near, "amax")
+    best = best.masked_fill(~tied, -torch.inf)
+    top = tied & (best == best.amax(1, keepdim=True))
+    beyond = torch.iinfo(which.dtype).max
+    rows = torch.where(near == best.gather(1, labels), which, beyond)
+    earliest = which.new_full(tied.shape, beyond).scatter_reduce_(1, labels, rows, "amin")
+    return earliest.masked_fill(~top, beyond).argmin(1)
+
+
+def _guesses(votes, near, which, labels, top):
+    "The `top` classes of each row in order, shape (c, top); -1 where fewer got a vote."
+    left, found = votes.clone(), []
+    for _ in range(top):
+        most = left.amax(1, keepdim=True)
+        guess = left.argmax(1)
+        tied = (left == most) & (left > 0)
+        several = (tied.sum(1) > 1).nonzero()[:, 0]
+        if len(several):
+            guess[several] = _first(tied[several], near[several], which[several], labels[which[several]])
+        found.append(torch.where(most[:, 0] > 0, guess, -1))
+        left.scatter_(1, guess.unsqueeze(1), 0)
+    return torch.stack(found, 1)
 
 # %% ../../nbs/8_evaluation/knn.ipynb #e1680017
 def knn_predict(
@@ -76,8 +109,10 @@ def knn_predict(
     vote: str = "cosine",  # One of `VOTES`
     chunk: int = 512,  # Test rows at a time: memory is chunk x n
 ) -> Tensor:  # Classes, shape (t,)
-    "The class with most votes of the `k` nearest training rows; of equal ones the smaller."
-    return knn_votes(train_h, train_y, test_h, k, temperature, vote, chunk).argmax(1)
+    "The class with most votes of the `k` nearest training rows; of equal ones that of the nearest row, then of the earlier training row."
+    labels = known_labels(train_y, len(train_h), "training labels").to(as_embeddings(train_h).device)
+    ballots = _ballots(train_h, train_y, test_h, k, temperature, vote, chunk)
+    return torch.cat([_guesses(*ballot, labels, 1)[:, 0] for ballot in ballots])
 
 # %% ../../nbs/8_evaluation/knn.ipynb #faec7e4c
 def knn_accuracy(
@@ -88,8 +123,12 @@ def knn_accuracy(
     k: int = 200,  # Neighbours that vote; at most n of them
     temperature: float = 0.1,  # tau > 0, in units of a cosine; a majority has none
     vote: str = "cosine",  # One of `VOTES`
-    top: int = 1,  # 5: right where the true class is among the five with most votes
+    top: int = 1,  # 5: right where the true class is among the five with most votes, of those that got any
 ) -> float:  # In [0, 1]
-    "Share of test rows whose vote is right. Raises `InputError` for unlabelled rows."
-    test_y = known_labels(test_y, len(test_h), "test labels")
-    return top_k_accuracy(knn_votes(train_h, train_y, test_h, k, temperature, vote), test_y, top)
+    "Share of test rows whose vote is right; ties as in `knn_predict`. Raises `InputError` for unlabelled rows or features that are not finite."
+    labels = known_labels(train_y, len(train_h), "training labels").to(as_embeddings(train_h).device)
+    test_y, classes = known_labels(test_y, len(test_h), "test labels").to(labels.device), int(labels.max()) + 1
+    expect(1 <= top <= classes, f"top from 1 to the number of classes, {classes}", top)
+    ballots = _ballots(train_h, train_y, test_h, k, temperature, vote, 512)
+    guesses = torch.cat([_guesses(*ballot, labels, top) for ballot in ballots])
+    return (guesses == test_y.unsqueeze(1)).any(1).double().mean().item()

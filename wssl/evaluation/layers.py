@@ -9,7 +9,7 @@ __all__ = ['KINDS', 'cuts', 'encoder_layers', 'layer_features', 'standardized', 
 import torch
 from torch import Tensor, nn
 
-from ..core.checks import expect
+from ..core.checks import check_finite, expect
 from ..data.images import Images
 from ..data.views import W2_PAPER, Augmentation
 from .cluster_study import projector_layers
@@ -77,6 +77,8 @@ def layer_features(
     net = _SideBySide(encoder)
     rows = extract_features(net, images, batch, augmentation)
     layers = dict(zip(net.widths, rows.split(list(net.widths.values()), 1), strict=True))
+    for name, h in layers.items():
+        check_finite(h, f"activations in layer {name}", always=True)
     return {**layers, **projector_layers(projector, layers["h"])}
 
 # %% ../../nbs/8_evaluation/layers.ipynb #033c618d
@@ -88,6 +90,8 @@ def standardized(
     test: Tensor,  # Features, shape (t, d)
 ) -> tuple[Tensor, Tensor]:
     "Both less the mean and over the standard deviation of the training rows; a feature that is constant there stays one."
+    for name, h in {"training features": train, "test features": test}.items():
+        check_finite(h, name, always=True)
     std, mean = torch.std_mean(train.double(), 0, correction=0)
     std = torch.where(std > 1e-6 * mean.abs() + 1e-12, std, 1)
     return ((train - mean) / std).to(train.dtype), ((test - mean) / std).to(test.dtype)

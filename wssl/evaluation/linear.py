@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.checks import as_embeddings, check_finite, expect
-from ..core.rows import widen
+from ..core.rows import exact_products, widen
 from ..core.schedules import cosine
 from ..core.seeds import generator
 from ..data.crops import CROP_FLIP
@@ -126,7 +126,8 @@ def linear_probe(
     expect(train_h.shape[1] == test_h.shape[1], f"test features of {train_h.shape[1]} columns", tuple(test_h.shape))
     train_y = known_labels(train_y, len(train_h), "training labels")
     test_y = known_labels(test_y, len(test_h), "test labels")
-    train_h, test_h = (widen(check_finite(h.detach(), "features", always=True)) for h in (train_h, test_h))
+    train_h = exact_products(widen(check_finite(train_h.detach(), "training features", always=True)))
+    test_h = exact_products(widen(check_finite(test_h.detach(), "test features", always=True)))
     at, classes = torch.device(device or train_h.device), int(max(train_y.max(), test_y.max())) + 1
     weight, bias, history = fit_linear(
         train_h.to(at), train_y.to(at), classes, epochs, lr, lr_end, batch, weight_decay, seed
@@ -169,7 +170,7 @@ def view_epoch(
     "Train `layer` for one epoch on random views."
     losses = []
     for rows in order[: len(order) // batch * batch].split(batch):
-        h = view_features(encoder, images.x[rows], augmentation, random)
+        h = check_finite(view_features(encoder, images.x[rows], augmentation, random), "training features")
         loss = F.cross_entropy(layer(h), images.y[rows].to(h.device))
         optimizer.zero_grad()
         loss.backward()
@@ -198,6 +199,7 @@ def linear_probe_with_views(
         known_labels(test.y, len(test), "test labels"),
     )
     test_h = extract_features(encoder, test, augmentation=augmentation).float()
+    check_finite(test_h, "test features", always=True)
     random, views = generator(seed, "views probe"), generator(seed, "views probe", "views", device=test_h.device)
     start = 0.01 * torch.randn(int(max(train_y.max(), test_y.max())) + 1, test_h.shape[1], generator=random)
     layer = nn.Linear(*start.T.shape, device=test_h.device)

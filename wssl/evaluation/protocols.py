@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.checks import as_embeddings, check_finite, expect
-from ..core.rows import widen
+from ..core.rows import exact_products, widen
 from ..core.schedules import cosine
 from ..core.seeds import generator
 from ..data.crops import CROP_FLIP
@@ -58,7 +58,8 @@ def mlp_probe(
     expect(train_h.shape[1] == test_h.shape[1], f"test features of {train_h.shape[1]} columns", tuple(test_h.shape))
     y = known_labels(train_y, len(train_h), "training labels").to(train_h.device)
     test_y = known_labels(test_y, len(test_h), "test labels").to(train_h.device)
-    train_h, test_h = (widen(check_finite(h.detach(), "features", always=True)) for h in (train_h, test_h))
+    train_h = exact_products(widen(check_finite(train_h.detach(), "training features", always=True)))
+    test_h = exact_products(widen(check_finite(test_h.detach(), "test features", always=True)))
     x, test_x = standardized(train_h, test_h.to(train_h))
     classes = int(max(y.max(), test_y.max())) + 1
     with initialised_from(seed, "mlp probe"):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.checks import expect
+from ..core.checks import check_finite, expect
 from ..core.schedules import cosine
 from ..core.seeds import generator
 from ..data.crops import CROP_FLIP
@@ -66,7 +66,8 @@ def fine_tune(
     expect(min(batch, n) >= 2 and epochs >= 1, "2 labelled images, a batch of 2, 1 epoch or more", (n, batch, epochs))
     expect(lr >= 0 and lr_head > 0, "a learning rate of at least 0, the head's above 0", f"{lr} and {lr_head}")
     train_y, test_y = known_labels(train.y, n, "training labels"), known_labels(test.y, len(test), "test labels")
-    width = extract_features(encoder, test.x[:1], augmentation=augmentation).shape[1]
+    one = check_finite(extract_features(encoder, test.x[:1], augmentation=augmentation), "features", always=True)
+    width = one.shape[1]
     random = generator(seed, "fine-tune")
     net = with_classifier(encoder, width, int(max(train_y.max(), test_y.max())) + 1, random)
     at = net[1].weight.device

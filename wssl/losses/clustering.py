@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..balance.sinkhorn import sinkhorn_knopp
 from ..core.checks import as_embeddings, as_views, expect
-from ..core.collectives import all_gather_rows, all_reduce_sum, world_size
+from ..core.collectives import all_gather_rows, all_reduce_rows
 from ..core.rows import normalize_rows, widen
 
 # %% ../../nbs/4_losses/clustering.ipynb #76c106d3
@@ -42,7 +42,8 @@ def swav_loss(
     scores1, scores2 = as_views(scores1, scores2)
     codes1, codes2 = (sinkhorn_knopp(scores, epsilon, iterations, group) for scores in (scores1, scores2))
     rows = soft_cross_entropy(scores1, codes2, temperature) + soft_cross_entropy(scores2, codes1, temperature)
-    return all_reduce_sum(rows.sum(), group) / (2 * len(rows) * world_size(group))
+    total, counts = all_reduce_rows(rows.sum(), len(rows), group)
+    return total / (2 * counts.total)
 
 # %% ../../nbs/4_losses/clustering.ipynb #8e052d7c
 def dino_loss(
@@ -81,10 +82,11 @@ def resa_loss(
     temperature: float = 0.4,  # tau > 0, in units of a cosine
     group=None,  # None: this process alone; `WORLD`: all processes; or a ProcessGroup
 ) -> Tensor:  # Scalar: log N at collapse
-    "Cross-entropy of the cosines with all momentum embeddings against `assignment`, one direction (Weng et al. 2025). Raises `InputError` for a temperature that is not positive or another shape."
+    "Cross-entropy of the cosines with all momentum embeddings against `assignment`, one direction (Weng et al. 2025). Raises `InputError` for a temperature that is not positive or another shape. As many rows on each process: different numbers raise `InputError` on all of them on a processor; an accelerator, which would have to wait, does not compare them."
     z, z_momentum = as_views(z, z_momentum)
     everyone = all_gather_rows(normalize_rows(z_momentum), group)
     with torch.autocast(z.device.type, enabled=False):
         cosines = normalize_rows(z) @ everyone.T
     rows = soft_cross_entropy(cosines, as_embeddings(assignment, "assignment"), temperature)
-    return all_reduce_sum(rows.sum(), group) / (len(rows) * world_size(group))
+    total, counts = all_reduce_rows(rows.sum(), len(rows), group)
+    return total / counts.total

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.checks import as_embeddings, as_views, expect
-from ..core.collectives import all_gather_rows, all_reduce_sum, rank, world_size
+from ..core.collectives import all_gather_rows, all_reduce_rows, all_reduce_sum, rank
 from ..core.rows import normalize_rows
 
 # %% ../../nbs/4_losses/contrastive.ipynb #01b4177f
@@ -21,11 +21,11 @@ def nt_xent(
     temperature: float = 0.5,  # tau > 0, in units of a cosine
     group=None,  # None: this process alone; `WORLD`: all processes; or a ProcessGroup
 ) -> Tensor:  # Scalar: log(2N - 1) at collapse
-    "Normalised temperature-scaled cross-entropy, the mean over all 2N rows (Chen et al. 2020, Eq. 1)."
+    "Normalised temperature-scaled cross-entropy, the mean over all 2N rows (Chen et al. 2020, Eq. 1). As many rows on each process: different numbers raise `InputError` on all of them on a processor; an accelerator, which would have to wait, does not compare them."
     z1, z2 = as_views(z1, z2)
     expect(temperature > 0, "a temperature above 0", temperature)
     z1, z2 = normalize_rows(z1), normalize_rows(z2)
-    everyone = torch.cat([all_gather_rows(z1, group), all_gather_rows(z2, group)])  # (2N, m)
+    everyone = torch.cat(all_gather_rows(torch.stack([z1, z2], 1), group).unbind(1))  # (2N, m)
     n, total = z1.shape[0], everyone.shape[0] // 2
     mine = torch.arange(n, device=z1.device) + rank(group) * n
     oneself, other = torch.cat([mine, mine + total]), torch.cat([mine + total, mine])
@@ -42,7 +42,7 @@ def info_nce(
     temperature: float = 0.2,  # tau > 0, in units of a cosine
     group=None,  # None: this process alone; `WORLD`: all processes; or a ProcessGroup
 ) -> Tensor:  # Scalar: log(K + 1), or log N without `negatives`, at collapse
-    "InfoNCE in one direction, the mean over the queries (He et al. 2020, Eq. 1)."
+    "InfoNCE in one direction, the mean over the queries (He et al. 2020, Eq. 1). As many rows on each process: different numbers raise `InputError` on all of them on a processor; an accelerator, which would have to wait, does not compare them."
     q, k = as_views(q, k)
     expect(temperature > 0, "a temperature above 0", temperature)
     q, k = normalize_rows(q), normalize_rows(k)
@@ -56,4 +56,5 @@ def info_nce(
             logits = torch.cat([(q * k).sum(1, keepdim=True), q @ negatives.T], 1)
             target = torch.zeros(n, dtype=torch.long, device=q.device)
         total = F.cross_entropy(logits / temperature, target, reduction="sum")
-    return all_reduce_sum(total, group) / (n * world_size(group))
+    total, rows = all_reduce_rows(total, n, group)
+    return total / rows.total

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import as_embeddings, as_views, expect
-from ..core.collectives import all_gather_rows, all_reduce_sum, world_size
+from ..core.collectives import all_gather_rows, all_reduce_rows, row_counts
 from ..core.rows import normalize_rows
 
 # %% ../../nbs/4_losses/distillation.ipynb #442fa7c7
@@ -42,17 +42,19 @@ def coding_rate(
     z: Tensor,  # Embeddings, shape (n, m); any length
     eps: float = 0.5,  # Squared precision > 0, in units of a squared length
     group=None,  # None: this process alone; `WORLD`: all processes; or a ProcessGroup
+    each: list[int] | None = None,  # Rows of each process where they are known; None: on a processor, asked for first
 ) -> Tensor:  # Scalar in nats, in (0, m / 2 log(1 + 1 / eps)]
     "Half the log determinant of I + m / (N eps) Z^T Z of the unit rows (Wu et al. 2025). Raises `InputError` for a precision of 0."
     expect(eps > 0, "eps > 0", eps)
     rows = normalize_rows(as_embeddings(z))
-    total, m = len(rows) * world_size(group), rows.shape[1]
+    each, m = row_counts(len(rows), rows, group) if each is None else each, rows.shape[1]
     with torch.autocast(rows.device.type, enabled=False):
-        if total < m:
-            rows = all_gather_rows(rows, group)
-            gram = rows @ rows.T
+        if sum(each) < m:
+            rows = all_gather_rows(rows, group, each)
+            gram, total = rows @ rows.T, len(rows)
         else:
-            gram = all_reduce_sum(rows.T @ rows, group)
+            gram, counts = all_reduce_rows(rows.T @ rows, len(rows), group)
+            total = counts.total
         matrix = torch.eye(len(gram), dtype=rows.dtype, device=rows.device) + m / (total * eps) * gram
         return torch.linalg.cholesky_ex(matrix).L.diagonal().log().sum()
 
@@ -70,7 +72,10 @@ def simdino_loss(
     expect(len(teacher) == 2, "embeddings of the teacher's 2 global views", len(teacher))
     expect(gamma is None or gamma >= 0, "gamma of at least 0", gamma)
     pairs = [(z, t) for b, z in enumerate(student) for a, t in enumerate(teacher) if a != b]
-    loss = all_reduce_sum(sum(simsiam_loss(z, t) for z, t in pairs), group) / (len(pairs) * world_size(group))
-    total, m = len(student[0]) * world_size(group), student[0].shape[1]
-    weight = (m + total) / (m * total) if gamma is None else gamma
-    return loss - weight * sum(coding_rate(z, eps, group) for z in student[:2]) / 2 if weight else loss
+    (n, m), mean = student[0].shape, sum(simsiam_loss(z, t) for z, t in pairs) / len(pairs)
+    loss, rows = all_reduce_rows(mean * n, n, group)
+    loss = loss / rows.total
+    weight = (m + rows.total) / (m * rows.total) if gamma is None else gamma
+    if gamma == 0:
+        return loss
+    return loss - weight * sum(coding_rate(z, eps, group, rows.each) for z in student[:2]) / 2

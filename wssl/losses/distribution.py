@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.checks import as_embeddings, as_views, expect, expect_first_derivative
-from ..core.collectives import all_gather_rows, all_reduce_sum, world_size
+from ..core.checks import as_embeddings, as_views, expect, expect_first_derivative, expect_no_transform
+from ..core.collectives import all_gather_rows, all_reduce_rows, all_reduce_sum
 from ..core.rows import normalize_rows, widen
 from ..metrics.alignment_uniformity import uniformity
 from ..metrics.wasserstein import wasserstein_uniformity
@@ -36,7 +36,7 @@ def lu_of_views(
     t: float = 2.0,  # Sharpness of the Gaussian kernel
     group=None,  # None: this process alone; `WORLD`: all processes; or a ProcessGroup
 ) -> Tensor:  # Scalar at most 0
-    "L_U of the normalised embeddings, the mean of both views (Wang and Isola 2020)."
+    "L_U of the normalised embeddings, the mean of both views (Wang and Isola 2020). As many rows on each process: different numbers raise `InputError` on all of them on a processor; an accelerator, which would have to wait, does not compare them."
     z1, z2 = as_views(z1, z2)
     return (uniformity(z1, t, group=group) + uniformity(z2, t, group=group)) / 2
 
@@ -90,10 +90,17 @@ def random_directions(
     group=None,  # None: this process alone; `WORLD`: all processes; or a ProcessGroup
 ) -> Tensor:  # Unit columns, shape (m, slices), the same on every process
     "Uniform directions on the sphere. Raises `InputError` for fewer than one."
+    return _directions(m, slices, like, 0, generator, group)[0]
+
+
+@torch.no_grad()
+def _directions(m, slices, like, n, generator, group):
+    "`random_directions`, and the numbers of rows, `n` of which are here."
     expect(slices >= 1, "at least 1 slice", slices)
     device = generator.device if generator else like.device
     draws = torch.randn(m, slices, generator=generator, device=device, dtype=like.dtype).to(like.device)
-    return F.normalize(all_reduce_sum(draws, group), dim=0)
+    draws, rows = all_reduce_rows(draws, n, group)
+    return F.normalize(draws, dim=0), rows
 
 # %% ../../nbs/4_losses/distribution.ipynb #1c2a60fe
 class _CharacteristicFunction(torch.autograd.Function):
@@ -134,27 +141,29 @@ def sigreg_loss(
 ) -> Tensor:  # Scalar, at least 0
     "Epps-Pulley distance of random projections from N(0, 1), their mean (Balestriero and LeCun 2025). Raises `InputError` for no slice, fewer than two points or a frequency of 0."
     expect(points >= 2 and t_max > 0, "at least 2 points and t_max > 0", (points, t_max))
+    expect_no_transform("SIGReg")
     z = widen(as_embeddings(z))
     with torch.autocast(z.device.type, enabled=False):
         step = t_max / (points - 1)
-        angles = step * (random_directions(z.shape[1], slices, z, generator, group).T @ z.T)
+        directions, rows = _directions(z.shape[1], slices, z, len(z), generator, group)
+        angles = step * (directions.T @ z.T)
         chunk = max(1, (2**24 if z.is_cuda else 2**16) // len(z))  # on a CPU what stays in its cache
         means = torch.cat([_CharacteristicFunction.apply(part, points - 1) for part in angles.split(chunk)], -1)
-        means = all_reduce_sum(means, group) / world_size(group)
+        means = all_reduce_sum(means * (len(z) / rows.total), group)
         target = torch.exp(-(step * torch.arange(1, points, device=z.device, dtype=z.dtype)).square() / 2)
         distance = (means[:, 0] - target.unsqueeze(1)).square() + means[:, 1].square()
         weights = torch.cat([target[:-1], target[-1:] / 2]) * 2 * step  # the point t = 0 never differs
         value = (weights @ distance).mean()
-    return value * len(z) * world_size(group) if scaled else value
+    return value * rows.total if scaled else value
 
 # %% ../../nbs/4_losses/distribution.ipynb #ebfe0a33
 def _sliced(rows, slices, offset, generator, group):
     "Mean squared distance of sorted projections from the normal quantiles (i - offset) / (n + 1 - 2 offset)."
-    directions = random_directions(rows.shape[1], slices, rows, generator, group)
+    directions, counts = _directions(rows.shape[1], slices, rows, len(rows), generator, group)
     if slices < rows.shape[1]:
-        projections = all_gather_rows(rows @ directions, group).T
+        projections = all_gather_rows(rows @ directions, group, counts.each).T
     else:
-        projections = directions.T @ all_gather_rows(rows, group).T
+        projections = directions.T @ all_gather_rows(rows, group, counts.each).T
     n = projections.shape[1]
     shares = (torch.arange(1, n + 1, device=rows.device, dtype=rows.dtype) - offset) / (n + 1 - 2 * offset)
     return (projections.sort(dim=1).values - torch.special.ndtri(shares)).square().mean()
@@ -167,7 +176,7 @@ def sliced_w2_loss(
     generator: torch.Generator | None = None,  # Of the directions; None: PyTorch's own
     group=None,  # None: this process alone; `WORLD`: all processes; or a ProcessGroup
 ) -> Tensor:  # Scalar, at least 0; 2 in the mean over directions for unit rows that are all equal
-    "Squared W2 of random projections of the rows, times sqrt m, to N(0, 1), their mean. Raises `InputError` for no slice."
+    "Squared W2 of random projections of the rows, times sqrt m, to N(0, 1), their mean. Raises `InputError` for no slice. As many rows on each process: different numbers raise `InputError` on all of them on a processor; an accelerator, which would have to wait, does not compare them."
     z = as_embeddings(z)
     rows = normalize_rows(z) if normalize else widen(z)
     with torch.autocast(z.device.type, enabled=False):
@@ -183,15 +192,13 @@ def visreg_loss(
     generator: torch.Generator | None = None,  # Of the directions; None: PyTorch's own
     group=None,  # None: this process alone; `WORLD`: all processes; or a ProcessGroup
 ) -> Tensor:  # Scalar, at least 0
-    "Scale, centre and sliced shape of the embeddings against N(0, I) (Wu et al. 2026). Raises `InputError` for a negative weight, three weights of 0 or no slice."
+    "Scale, centre and sliced shape of the embeddings against N(0, I) (Wu et al. 2026). Raises `InputError` for a negative weight, three weights of 0 or no slice. As many rows on each process: different numbers raise `InputError` on all of them on a processor; an accelerator, which would have to wait, does not compare them."
     weights = (scale, center, shape)
     expect(min(weights) >= 0 < max(weights), "weights of at least 0, not all 0", weights)
     z = widen(as_embeddings(z))
-    total = len(z) * world_size(group)
-    mean = all_reduce_sum(z.sum(0), group) / total
-    variance = all_reduce_sum((z - mean).square().sum(0), group) / total
-    alive = variance > 1e-12
-    std = torch.where(alive, torch.where(alive, variance, 1).sqrt(), 1e-6)
+    sums, rows = all_reduce_rows(z.sum(0), len(z), group)
+    mean = sums / rows.total
+    std = _deviations(z - mean, rows.total, group)
     terms = []
     if scale:
         terms.append(scale * (std - 1).square().mean())
@@ -199,5 +206,13 @@ def visreg_loss(
         terms.append(center * mean.square().mean())
     if shape:
         with torch.autocast(z.device.type, enabled=False):
-            terms.append(shape * _sliced((z - mean) / std.detach(), slices, 0, generator, group))
+            standardized = (z - mean) / std.detach().clamp_min(1e-6)
+            terms.append(shape * _sliced(standardized, slices, 0, generator, group))
     return torch.stack(terms).sum()
+
+
+def _deviations(centred, total, group):
+    "Standard deviation of each coordinate, divided by N; the squares in float64, so that its slope stays 1 down to the smallest."
+    variance = all_reduce_sum(centred.double().square().sum(0), group) / total
+    spread = variance > 0  # the root has no gradient at 0
+    return torch.where(spread, torch.where(spread, variance, 1).sqrt(), 0).to(centred.dtype)

@@ -56,13 +56,13 @@ def map_places(
 # %% ../../nbs/4_losses/local.ipynb #9ad4a337
 def _redundancy(x, group):
     "Mean over places of the squares beside the diagonal of a place's covariance over the images, divided by m; x is (n, places, m)."
-    centred, total = _centred(x.flatten(1), group)
-    variances = all_reduce_sum(centred.square().sum(0), group) / (total - 1)
-    few = total < x.shape[2]
-    rows = (all_gather_rows(centred, group) if few else centred).unflatten(1, x.shape[1:]).transpose(0, 1)
+    centred, counts = _centred(x.flatten(1), group)
+    variances = all_reduce_sum(centred.square().sum(0), group) / (counts.total - 1)
+    few = counts.number < x.shape[2]
+    rows = (all_gather_rows(centred, group, counts.each) if few else centred).unflatten(1, x.shape[1:]).transpose(0, 1)
     with torch.autocast(x.device.type, enabled=False):
         products = rows @ rows.mT if few else all_reduce_sum(rows.mT @ rows, group)
-    products = products / (total - 1)
+    products = products / (counts.total - 1)
     if not few:  # symmetric: twice what lies above the diagonal
         return 2 * products.triu(1).square().sum() / variances.numel()
     return (products.square().sum() - variances.square().sum()).clamp_min(0) / variances.numel()

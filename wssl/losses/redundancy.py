@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import as_views, check_finite, expect, readable
-from ..core.collectives import all_gather_rows, all_reduce_sum, world_size
+from ..core.collectives import all_gather_rows, all_reduce_rows, all_reduce_sum
 from ..core.rows import row_lengths, widen
 from ..metrics.wasserstein import root_and_inverse_by_products
 
@@ -22,14 +22,19 @@ def standardize(
     group=None,  # None: this process alone; `WORLD`: all processes; or a ProcessGroup
 ) -> Tensor:  # Shape (n, m), float32 or wider
     "Columns of mean 0 and variance 1, divided by N."
+    return _standardized(z, eps, group)[0]
+
+
+def _standardized(z, eps=1e-5, group=None):
+    "`standardize`, and the numbers of rows."
     z = widen(z)
-    total = len(z) * world_size(group)
-    centred = z - all_reduce_sum(z.sum(0), group) / total
+    sums, rows = all_reduce_rows(z.sum(0), len(z), group)
+    centred = z - sums / rows.total
     squares = centred.square().sum(0).double()
     if readable(z) and not bool(((squares > 1e-30) & (squares < 1e30)).all()):  # lost or overflowing in float32
         squares = row_lengths(centred.T).squeeze(1).double().square()
     squares = squares.masked_fill(squares.isinf(), torch.nan)
-    return centred * (all_reduce_sum(squares, group) / total + eps).sqrt().reciprocal().to(z.dtype)
+    return centred * (all_reduce_sum(squares, group) / rows.total + eps).sqrt().reciprocal().to(z.dtype), rows
 
 # %% ../../nbs/4_losses/redundancy.ipynb #0b049b47
 def barlow_twins_loss(
@@ -42,33 +47,33 @@ def barlow_twins_loss(
     "Distance of the cross-correlation of both views from the identity (Zbontar et al. 2021, Eq. 1). Raises `InputError` for a negative lambda."
     z1, z2 = as_views(z1, z2)
     expect(lambd >= 0, "lambd of at least 0", lambd)
-    s1, s2, total = standardize(z1, group=group), standardize(z2, group=group), len(z1) * world_size(group)
+    (s1, rows), (s2, _) = (_standardized(z, group=group) for z in (z1, z2))
     with torch.autocast(z1.device.type, enabled=False):
-        if 2 * total < z1.shape[1]:
-            diagonal, rows1, rows2 = (s1 * s2).sum(0), all_gather_rows(s1, group), all_gather_rows(s2, group)
-            diagonal = all_reduce_sum(diagonal, group) / total
-            redundancy = ((rows1 @ rows1.T) * (rows2 @ rows2.T)).sum() / total**2 - diagonal.square().sum()
+        if 2 * rows.number < z1.shape[1]:
+            rows1, rows2 = (all_gather_rows(s, group, rows.each) for s in (s1, s2))
+            diagonal = all_reduce_sum((s1 * s2).sum(0), group) / rows.total
+            redundancy = ((rows1 @ rows1.T) * (rows2 @ rows2.T)).sum() / rows.total**2 - diagonal.square().sum()
         else:
-            c = all_reduce_sum(s1.T @ s2, group) / total
+            c = all_reduce_sum(s1.T @ s2, group) / rows.total
             diagonal = c.diagonal()
             redundancy = c.square().fill_diagonal_(0).sum()  # a difference of two sums is rounding where this is small
     return scale * ((1 - diagonal).square().sum() + lambd * redundancy.clamp_min(0))
 
 # %% ../../nbs/4_losses/redundancy.ipynb #f090373d
 def _centred(z, group):
-    "Rows about their mean over all processes, in float32 or wider, and the number of all rows. Raises `InputError` for fewer than two."
-    total = len(z) * world_size(group)
-    expect(total >= 2, "at least 2 rows", total)
+    "Rows about their mean over all processes, in float32 or wider, and the numbers of rows. Raises `InputError` for fewer than two."
     z = widen(z)
-    centred = z - all_reduce_sum(z.sum(0), group) / total
-    left = all_reduce_sum(centred.detach().sum(0), group) / total  # by rounding; large where equal rows are
-    return centred - left, total
+    sums, rows = all_reduce_rows(z.sum(0), len(z), group)
+    expect(rows.number >= 2, "at least 2 rows", rows.number)
+    centred = z - sums / rows.total
+    left = all_reduce_sum(centred.detach().sum(0), group) / rows.total  # by rounding; large where equal rows are
+    return centred - left, rows
 
 
 def _variances(z, group):
     "Variance of each coordinate, divided by N - 1, over all processes."
-    centred, total = _centred(z, group)
-    return all_reduce_sum(centred.square().sum(0), group) / (total - 1)
+    centred, rows = _centred(z, group)
+    return all_reduce_sum(centred.square().sum(0), group) / (rows.total - 1)
 
 # %% ../../nbs/4_losses/redundancy.ipynb #ed18a592
 def vicreg_invariance(
@@ -78,7 +83,8 @@ def vicreg_invariance(
 ) -> Tensor:  # Scalar, at least 0
     "Mean squared difference of both views over rows and coordinates (the official code of Bardes et al. 2022)."
     z1, z2 = as_views(z1, z2)
-    return all_reduce_sum((widen(z1) - widen(z2)).square().mean(), group) / world_size(group)
+    squares, rows = all_reduce_rows((widen(z1) - widen(z2)).square().sum(), len(z1), group)
+    return squares / (rows.total * z1.shape[1])
 
 
 def vicreg_variance(
@@ -103,13 +109,13 @@ def vicreg_covariance(
 
 def _redundancy(z, group):
     "Sum of squares beside the diagonal of the covariance, divided by m."
-    centred, total = _centred(z, group)
+    centred, rows = _centred(z, group)
     with torch.autocast(z.device.type, enabled=False):
-        if total >= z.shape[1]:
+        if rows.number >= z.shape[1]:
             products = all_reduce_sum(centred.T @ centred, group)
-            return (products / (total - 1)).square().fill_diagonal_(0).sum() / z.shape[1]
-        rows = all_gather_rows(centred, group)
-        squares = (rows @ rows.T / (total - 1)).square().sum() - _variances(z, group).square().sum()
+            return (products / (rows.total - 1)).square().fill_diagonal_(0).sum() / z.shape[1]
+        everyone = all_gather_rows(centred, group, rows.each)
+        squares = (everyone @ everyone.T / (rows.total - 1)).square().sum() - _variances(z, group).square().sum()
     return (
         squares.clamp_min(0) / z.shape[1]
     )  # as many columns as rows are beside the diagonal: it is 0 only by rounding
@@ -162,11 +168,10 @@ def zero_fcl_loss(
     "Agreement of whitened features (Zhang et al. 2022, Zero-FCL). Raises `InputError` for a share outside (0, 1]."
     z1, z2 = as_views(z1, z2)
     expect(0 < shrink <= 1, "shrink in (0, 1]", shrink)
-    total = len(z1) * world_size(group)
-    s1, s2 = (standardize(z, group=group) for z in (z1, z2))
+    (s1, rows), (s2, _) = (_standardized(z, group=group) for z in (z1, z2))
     with torch.autocast(z1.device.type, enabled=False):
-        w1, w2 = (zca_matrix(all_reduce_sum((s.T @ s).detach(), group) / total, shrink) for s in (s1, s2))
-        agreement = all_reduce_sum(((s1 @ w1) * (s2 @ w2)).sum(0), group) / total
+        w1, w2 = (zca_matrix(all_reduce_sum((s.T @ s).detach(), group) / rows.total, shrink) for s in (s1, s2))
+        agreement = all_reduce_sum(((s1 @ w1) * (s2 @ w2)).sum(0), group) / rows.total
     return (1 - agreement).square().sum()
 
 # %% ../../nbs/4_losses/redundancy.ipynb #ba635d5a
@@ -176,6 +181,7 @@ def zero_icl_loss(
     shrink: float = 0.1,  # Share of the identity in the correlations, in (0, 1]
     group=None,  # None: this process alone; `WORLD`: all processes; or a ProcessGroup
 ) -> Tensor:  # Scalar, at least 0
-    "Agreement of whitened instances: `zero_fcl_loss` of the transposed embeddings of all processes (Zhang et al. 2022, Zero-ICL). Raises `InputError` for a share outside (0, 1]."
+    "Agreement of whitened instances: `zero_fcl_loss` of the transposed embeddings of all processes (Zhang et al. 2022, Zero-ICL). Raises `InputError` for a share outside (0, 1]. As many rows on each process: different numbers raise `InputError` on all of them on a processor; an accelerator, which would have to wait, does not compare them."
     z1, z2 = as_views(z1, z2)
-    return zero_fcl_loss(all_gather_rows(z1, group).T, all_gather_rows(z2, group).T, shrink)
+    both = all_gather_rows(torch.stack([z1, z2], 1), group).unbind(1)
+    return zero_fcl_loss(*(z.T for z in both), shrink)

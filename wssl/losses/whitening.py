@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import as_embeddings, as_views, expect
-from ..core.collectives import all_gather_rows, all_reduce_sum, rank, world_size
+from ..core.collectives import all_gather_rows, all_reduce_rows, all_reduce_sum, rank
 from ..core.rows import widen
 from .distillation import byol_loss
 
@@ -29,24 +29,33 @@ def cholesky_whiten(
     size: int | None = None,  # Rows whitened together, more than m and a divisor of n; None: the whole batch
     eps: float = 0.0,  # Share of the identity in the covariance, in [0, 1]
     group=None,  # None: this process alone; `WORLD`: all processes; or a ProcessGroup
-) -> Tensor:  # Shape (n, m), float32 or wider, of mean 0 and covariance I in each group
-    "Rows times the inverse Cholesky factor of their covariance (Ermolov et al. 2021, Eq. 7). Raises `InputError` for too small groups, rows that do not fill them or a share outside [0, 1]."
+) -> (
+    Tensor
+):  # Shape (n, m), float32 or wider, of mean 0 and covariance I in each group; NaN where a covariance is singular
+    "Rows times the inverse Cholesky factor of their covariance (Ermolov et al. 2021, Eq. 7). All NaN in a group with dead or dependent columns (rows of a LayerNorm sum to 0): give `eps`. Raises `InputError` for too small groups, rows that do not fill them or a share outside [0, 1]."
     z = widen(as_embeddings(z))
     n, m = z.shape
-    total, group = (n * world_size(group), group) if size is None else (size, None)
-    expect(total > m, f"more than {m} rows to whiten together, one for each dimension", total)
+    group = group if size is None else None
     expect(size is None or n % size == 0, f"rows that fill groups of {size}", n)
     expect(0 <= eps <= 1, "eps in [0, 1]", eps)
     parts = z.view(1 if size is None else n // size, -1, m)
     with torch.autocast(z.device.type, enabled=False):
-        centred = parts - all_reduce_sum(parts.sum(1, keepdim=True), group) / total
+        sums, rows = all_reduce_rows(parts.sum(1, keepdim=True), parts.shape[1], group)
+        expect(rows.number > m, f"more than {m} rows to whiten together, one for each dimension", rows.number)
+        centred = parts - sums / rows.total
         centred = centred if eps else _near_one(centred, z, group)
-        cov = all_reduce_sum(centred.mT @ centred, group) / (total - 1)
-        factor, failed = torch.linalg.cholesky_ex((1 - eps) * cov + eps * torch.eye(m, dtype=z.dtype, device=z.device))
-        factor = factor.masked_fill(
-            failed.view(-1, 1, 1) > 0, torch.nan
-        )  # no question to the device, unlike `cholesky`
+        cov = all_reduce_sum(centred.mT @ centred, group) / (rows.total - 1)
+        factor = _factor((1 - eps) * cov + eps * torch.eye(m, dtype=z.dtype, device=z.device))
         return torch.linalg.solve_triangular(factor, centred.mT, upper=False).mT.reshape(n, m)
+
+
+def _factor(cov):
+    "Cholesky factors; NaN for a covariance that is singular to rounding. No question to the device, unlike `torch.linalg.cholesky`."
+    factor, failed = torch.linalg.cholesky_ex(cov)
+    left = factor.detach().diagonal(dim1=-2, dim2=-1).square()  # of each variance, when the columns before it are known
+    rounding = 16 * cov.shape[-1] ** 0.5 * torch.finfo(cov.dtype).eps
+    singular = (failed > 0) | (left <= rounding * cov.diagonal(dim1=-2, dim2=-1)).any(-1)
+    return factor.masked_fill(singular.view(-1, 1, 1), torch.nan)
 
 # %% ../../nbs/4_losses/whitening.ipynb #2e9e43c4
 def w_mse_loss(
@@ -63,7 +72,8 @@ def w_mse_loss(
 
 def _agreement(w1, w2, group):
     "Mean squared distance of unit rows over all processes, with a gradient into both."
-    return all_reduce_sum(byol_loss(w1, w2, stop_gradient=False), group) / world_size(group)
+    distances, rows = all_reduce_rows(byol_loss(w1, w2, stop_gradient=False) * len(w1), len(w1), group)
+    return distances / rows.total
 
 # %% ../../nbs/4_losses/whitening.ipynb #783cd92c
 def iter_norm(
@@ -73,13 +83,14 @@ def iter_norm(
 ) -> Tensor:  # Shape (n, m), float32 or wider; eigenvalues of the covariance in [0, 1]
     "Rows whitened by Newton's iteration (Huang et al. 2019, Algorithm 1, without eps). Raises `InputError` for fewer than two rows or negative `iterations`."
     z = widen(as_embeddings(z))
-    total = len(z) * world_size(group)
-    expect(total >= 2, "at least 2 rows", total)
     expect(iterations >= 0, "at least 0 iterations", iterations)
     with torch.autocast(z.device.type, enabled=False):
-        rows = _near_one(z - all_reduce_sum(z.sum(0), group) / total, z, group)
-        by_rows = total < z.shape[1]
-        rows = all_gather_rows(rows, group) if by_rows else rows
+        sums, counts = all_reduce_rows(z.sum(0), len(z), group)
+        total = counts.total
+        expect(counts.number >= 2, "at least 2 rows", counts.number)
+        rows = _near_one(z - sums / total, z, group)
+        by_rows = counts.number < z.shape[1]
+        rows = all_gather_rows(rows, group, counts.each) if by_rows else rows
         gram = rows @ rows.T if by_rows else all_reduce_sum(rows.T @ rows, group)
         trace = (gram.diagonal().sum() / (total - 1)).clamp_min(torch.finfo(z.dtype).tiny)
         share = gram / (total - 1) / trace
@@ -109,5 +120,5 @@ def intl_loss(
 
 def _trace_loss(w, group):
     "Squared distances of the variances from 1, their sum; rows of mean 0."
-    variances = all_reduce_sum(w.square().sum(0), group) / (len(w) * world_size(group) - 1)
-    return (1 - variances).square().sum()
+    squares, rows = all_reduce_rows(w.square().sum(0), len(w), group)
+    return (1 - squares / (rows.total - 1)).square().sum()

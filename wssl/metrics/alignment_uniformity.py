@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor
 
-from ..core.checks import as_embeddings, as_views, check_finite, expect, expect_first_derivative
-from ..core.collectives import all_gather_rows, all_reduce_sum, rank, world_size
-from ..core.rows import normalize_rows, widen
+from ..core.checks import as_embeddings, as_views, check_finite, expect, expect_first_derivative, expect_no_transform
+from ..core.collectives import all_gather_rows, all_reduce_sum, rank, row_counts, same_number, world_size
+from ..core.rows import exact_products, normalize_rows, widen
 
 # %% ../../nbs/2_metrics/alignment_uniformity.ipynb #1a16a0fd
 def alignment(
@@ -89,7 +89,7 @@ class _LogMeanKernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z, t, chunk, exact, gradient, group):
         ctx.group, k, world = group, len(z), world_size(group)
-        rows = all_gather_rows(z, group)
+        rows = all_gather_rows(z, group, [k] * world)
         n = len(rows)
         rows = rows - rows[0]
         rows = rows - rows.mean(0)
@@ -97,7 +97,7 @@ class _LogMeanKernel(torch.autograd.Function):
         tiles = [(i, j) for a, i in enumerate(blocks) for j in blocks[a:]][rank(group) :: world]
         with torch.autocast(z.device.type, enabled=False):
             log_sum, top, degree, pull = _pair_sums(rows, tiles, t, exact, gradient)
-            log_sum = torch.logsumexp(all_gather_rows(log_sum[None], group), 0)
+            log_sum = torch.logsumexp(all_gather_rows(log_sum[None], group, [1] * world), 0)
         if gradient:
             slope = (degree[:, None] * rows - pull) * (-2 * t * (top - log_sum).exp()).to(rows.dtype)
             ctx.save_for_backward(all_reduce_sum(slope, group)[rank(group) * k :][:k])
@@ -116,15 +116,18 @@ def uniformity(
     group=None,  # None: this process alone; `WORLD`: the batch of all processes; or a ProcessGroup
     chunk: int | None = None,  # Rows of a tile (memory: its square); None: 256 on a CPU, 4096 elsewhere
 ) -> Tensor:  # Scalar; 0 for equal rows, about -2t for uniform ones, -4t at least on unit rows
-    "Logarithm of the mean Gaussian potential over all unordered pairs, $L_U$ (Wang and Isola 2020; Fang et al. 2024, Eq. 2). Raises `InputError` for fewer than two rows."
+    "Logarithm of the mean Gaussian potential over all unordered pairs, $L_U$ (Wang and Isola 2020; Fang et al. 2024, Eq. 2). Raises `InputError` for fewer than two rows. As many rows on each process: different numbers raise `InputError` on all of them on a processor; an accelerator, which would have to wait, does not compare them."
     expect(t > 0, "t above 0", t)
+    expect_no_transform("uniformity")
     world = world_size(group)
     z = check_finite(as_embeddings(z, min_rows=2 if world == 1 else 1))
     gradient = torch.is_grad_enabled() and z.requires_grad
     chunk = chunk or (256 if z.device.type == "cpu" else 4096)
     if world > 1:  # enough tiles for everybody
+        same_number(row_counts(len(z), z, group))
         chunk = min(chunk, -(-len(z) // 2))
     rows = normalize_rows(z) if normalize else z.double()
+    rows = rows if gradient and z.is_cuda else exact_products(rows)
     exact = not normalize or t > 20  # float32 holds exp(-4t) up to there
     value = _LogMeanKernel.apply(rows.double() if exact else rows, float(t), chunk, exact, gradient, group)
     return value.to(widen(z).dtype)

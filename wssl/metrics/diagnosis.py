@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.checks import InputError, as_embeddings, as_labels, as_views, check_finite, expect
+from ..core.checks import InputError, as_embeddings, as_labels, as_views, check_finite, expect, expect_no_batch
 from ..core.paths import write_atomically
 from ..core.rows import normalize_rows, widen
 from .clustering import silhouettes
@@ -423,7 +423,7 @@ def diagnose(
     progress=None,  # Called with the number of rows read so far
 ) -> Diagnosis:  # Verdict, numbers with references and intervals, figure
     "Has `z` collapsed, how much, and are there rows enough to tell? Raises `InputError` where `z` is no finite matrix of two rows or more."
-    z = as_embeddings(z, min_rows=2).detach()
+    z = expect_no_batch(as_embeddings(z, min_rows=2).detach())
     labels = None if labels is None else as_labels(labels, len(z))
     aligned = {} if z2 is None else {"alignment": _second_view(z, z2)}
     reading = read_rows(z, progress)

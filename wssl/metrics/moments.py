@@ -14,9 +14,9 @@ import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from ..core.checks import as_embeddings, check_finite, expect
+from ..core.checks import as_embeddings, check_finite, expect, expect_no_batch
 from ..core.collectives import all_reduce_sum, world_size
-from ..core.rows import widen
+from ..core.rows import rounds_products, widen
 
 # %% ../../nbs/2_metrics/moments.ipynb #90274c7e
 @lru_cache
@@ -29,6 +29,8 @@ def gram(
 ) -> Tensor:  # Shape (m, m), symmetric
     "`x.T @ x`, on a processor at half the cost; no gradient."
     x = x.detach()
+    if rounds_products(x):
+        return gram(x.double()).to(x.dtype)
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return x.T @ x
     work = x.shape[0] * x.shape[1] ** 2
@@ -80,7 +82,7 @@ class Moments:
         prepare=widen,  # Applied to each chunk of rows first, e.g. `normalize_rows`; float32 or wider comes out
     ):
         "Add the rows of `z`; returns self. Raises `InputError` for another m or for values that are not finite."
-        z = as_embeddings(z, min_rows=0).detach()
+        z = expect_no_batch(as_embeddings(z, min_rows=0).detach())
         expect(z.shape[1] == self.m, f"rows with {self.m} columns", f"shape {tuple(z.shape)}")
         new = Moments(self.m, self._mean.device)
         if z.device.type == "cpu" and len(z) > CHUNK:

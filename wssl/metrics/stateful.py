@@ -6,9 +6,12 @@
 __all__ = ['Alignment', 'Uniformity', 'WassersteinUniformity', 'RankMe']
 
 # %% ../../nbs/2_metrics/stateful.ipynb #6e810286
+import hashlib
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from ..core.checks import as_embeddings, check_finite, expect
 from ..core.rows import widen
@@ -17,15 +20,51 @@ from .moments import Moments
 from .spectrum import _effective_rank, _eigenvalues
 from .wasserstein import _correction, _eigenvalue_roots, _eq8, _finish, _is_tall, _unit
 
+# %% ../../nbs/2_metrics/stateful.ipynb #205525bd
+class _Exact(Metric):
+    "States that keep their type, that only metrics with the same options share, and that may be merged at any time."
+
+    def _remember(self, **options):
+        "Keep the options as attributes, and their digest as a state: `MetricCollection` shares states that are equal."
+        for name, value in options.items():
+            setattr(self, name, value)
+        self._shown = ", ".join(f"{name}={value}" for name, value in options.items())
+        text = repr([(name, float(value)) for name, value in options.items()])
+        digest = list(hashlib.sha256(text.encode()).digest()[:8])
+        self.add_state("options", torch.tensor(digest), dist_reduce_fx="max")
+
+    def _apply(self, fn, exclude_state=""):
+        def keep(t):
+            out = fn(t)
+            return out if out.dtype == t.dtype else t.to(out.device)
+
+        return super()._apply(keep, exclude_state)
+
+    def merge_state(self, incoming_state):
+        "Add what another metric with the same options has seen, or a dict of its states. Raises `InputError` for other options."
+        state = incoming_state.metric_state if isinstance(incoming_state, type(self)) else incoming_state
+        if isinstance(state, dict):
+            state = {"options": self.options, **state}
+            same = torch.equal(state["options"].to(self.options.device), self.options)
+            expect(same, f"a metric with {self._shown}", getattr(incoming_state, "_shown", "states of other options"))
+        super().merge_state(state)
+        self._computed = None
+        self._update_count += max(getattr(incoming_state, "_update_count", 1), 0)
+
+    def plot(self, val=None, ax=None):
+        "Figure and axes of `val`, what compute or forward gave or a list of it; None: of `compute()`."
+        return self._plot(val, ax)
+
 # %% ../../nbs/2_metrics/stateful.ipynb #5ea411ae
-class Alignment(Metric):
+class Alignment(_Exact):
     "`alignment` over batches: update(z1, z2), compute(), merge_state(other). Raises `InputError` in compute before the first row."
 
     is_differentiable, higher_is_better, full_state_update, plot_lower_bound = True, False, False, 0.0
 
     def __init__(self, alpha: float = 2, normalize: bool = True, **kwargs):
         super().__init__(**kwargs)
-        self.alpha, self.normalize = alpha, normalize
+        expect(alpha > 0, "alpha above 0", alpha)
+        self._remember(alpha=alpha, normalize=normalize)
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -39,26 +78,63 @@ class Alignment(Metric):
         return self.total / self.count
 
 # %% ../../nbs/2_metrics/stateful.ipynb #7f261591
-class Uniformity(Metric):
-    "`uniformity` over batches: keeps all rows (n m numbers), since pairs cross batches. Raises `InputError` in compute for fewer than two rows."
+class Uniformity(_Exact):
+    "`uniformity` over batches: keeps a copy of all rows (n m numbers), since pairs cross batches. Raises `InputError` in compute for fewer than two rows."
 
     is_differentiable, higher_is_better, full_state_update, plot_upper_bound = True, False, False, 0.0
 
     def __init__(self, t: float = 2.0, normalize: bool = True, **kwargs):
         super().__init__(**kwargs)
         expect(t > 0, "t above 0", t)
-        self.t, self.normalize = t, normalize
+        self._remember(t=t, normalize=normalize)
         self.add_state("rows", [], dist_reduce_fx="cat")
 
     def update(self, z: Tensor):
-        self.rows.append(check_finite(as_embeddings(z)))
+        z = check_finite(as_embeddings(z))
+        seen = self._parts()
+        expect(
+            not seen or seen[0].shape[1] == z.shape[1], f"rows with {seen and seen[0].shape[1]} columns", tuple(z.shape)
+        )
+        self.rows = [*seen, z.clone()]  # the caller may fill the same memory again
+
+    def forward(self, *args, **kwargs):
+        value = super().forward(*args, **kwargs)
+        self.rows = [part.detach() for part in self._parts()]  # the value has a gradient, the memory has not
+        return value
+
+    def reset(self):
+        self.rows = []  # another list: torchmetrics empties the old one, which a wrapper may have kept
+        super().reset()
+
+    def _parts(self):
+        "Rows of each batch; of all processes together where they have been gathered."
+        return [self.rows] if isinstance(self.rows, Tensor) else self.rows
+
+    def _reduce_states(self, incoming_state):
+        self.rows, other = self._parts(), incoming_state["rows"]
+        super()._reduce_states({**incoming_state, "rows": [other] if isinstance(other, Tensor) else other})
+
+    def _sync_dist(self, dist_sync_fn=gather_all_tensors, process_group=None):
+        "All rows on every process, also where one has none or another type. Raises `InputError` where the numbers of columns differ."
+        types = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+        rows = torch.cat(parts) if (parts := self._parts()) else None
+        here = torch.tensor([-1, -1] if rows is None else [rows.shape[1], types.index(rows.dtype)], device=self.device)
+        there = [each.tolist() for each in dist_sync_fn(here, group=process_group or self.process_group)]
+        columns, kinds = ({pair[i] for pair in there if pair[0] >= 0} for i in (0, 1))
+        expect(len(columns) <= 1, "rows of as many columns on each process", ", ".join(map(str, sorted(columns))))
+        kind = types[max(kinds) if len(kinds) == 1 or 3 in kinds else 2] if kinds else torch.float32
+        rows = torch.zeros(0, max(columns, default=1), device=self.device) if rows is None else rows
+        self.rows = [rows.to(kind)]
+        super()._sync_dist(dist_sync_fn, process_group)
 
     def compute(self) -> Tensor:
-        rows = self.rows if isinstance(self.rows, Tensor) else torch.cat(self.rows) if self.rows else torch.empty(0, 1)
-        return uniformity(rows, self.t, self.normalize)
+        parts = self._parts()
+        n = sum(map(len, parts))
+        expect(n >= 2, "at least 2 rows before compute", n)
+        return uniformity(torch.cat(parts), self.t, self.normalize)
 
 # %% ../../nbs/2_metrics/stateful.ipynb #c1f43972
-class WassersteinUniformity(Metric):
+class WassersteinUniformity(_Exact):
     "`wasserstein_uniformity` of all rows seen since `reset`, as a torchmetrics metric; `compute` gives float64."
 
     is_differentiable = False
@@ -75,7 +151,8 @@ class WassersteinUniformity(Metric):
         **kwargs,  # For `torchmetrics.Metric`
     ):
         super().__init__(**kwargs)
-        self.m, self.normalize, self.squared, self.corrected = m, normalize, squared, corrected
+        expect(m >= 1, "at least 1 column", m)
+        self._remember(m=m, normalize=normalize, squared=squared, corrected=corrected)
         for name, shape in (("count", ()), ("total", (m,)), ("products", (m, m))):
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -102,7 +179,7 @@ class WassersteinUniformity(Metric):
         return _finish(_eq8(second.trace(), root, self.m), self.squared)
 
 # %% ../../nbs/2_metrics/stateful.ipynb #5057a633
-class RankMe(Metric):
+class RankMe(_Exact):
     "`rankme` over batches: keeps the second moment, m x m, in float64. Raises `InputError` in compute before the first row."
 
     is_differentiable, higher_is_better, full_state_update, plot_lower_bound = False, True, False, 0.0
@@ -113,7 +190,8 @@ class RankMe(Metric):
         **kwargs,  # For `torchmetrics.Metric`
     ):
         super().__init__(**kwargs)
-        self.m = m
+        expect(m >= 1, "at least 1 column", m)
+        self._remember(m=m)
         self.add_state("products", torch.zeros(m, m, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 

@@ -12,8 +12,15 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..core.checks import as_embeddings, check_finite, expect, expect_first_derivative
-from ..core.collectives import all_gather_rows, all_reduce_sum, rank, world_size
+from wssl.core.checks import (
+    as_embeddings,
+    check_finite,
+    expect,
+    expect_first_derivative,
+    expect_no_batch,
+    expect_no_transform,
+)
+from ..core.collectives import Rows, all_gather_rows, all_reduce_rows, all_reduce_sum, rank, row_counts, world_size
 from ..core.rows import normalize_rows, row_lengths, widen
 from .moments import CHUNK, Moments, gram, in_spans
 
@@ -68,15 +75,16 @@ def _before_unit(grad, rows, lengths, work=None):
 
 # %% ../../nbs/2_metrics/wasserstein.ipynb #da8e9cbd
 def _centre(z, group=None):
-    "Rows about the mean over all processes, and that mean."
+    "Rows about the mean over all processes, that mean, and the numbers of rows."
     first = z[:1]
     rows = z - first
     offset = rows.mean(0, keepdim=True)
     rows, mean = rows.sub_(offset), first + offset
     if world_size(group) == 1:
-        return rows, mean
-    everywhere = all_reduce_sum(mean, group) / world_size(group)
-    return rows + (mean - everywhere), everywhere
+        return rows, mean, Rows(len(z), [len(z)])
+    total, counts = all_reduce_rows(mean * len(z), len(z), group)
+    everywhere = total / counts.total
+    return rows + (mean - everywhere), everywhere, counts
 
 # %% ../../nbs/2_metrics/wasserstein.ipynb #f431cf2d
 def _is_tall(z):
@@ -87,13 +95,13 @@ def _is_tall(z):
 @torch.no_grad()
 def _reading(z, normalize=True, group=None):
     "Number of rows, mean |z|^2 and the roots of Sigma's eigenvalues, in float64 and over all processes."
-    total, prepare = len(z) * world_size(group), _unit if normalize else widen
-    z = z if _is_tall(z) else z.double()
+    each, prepare = row_counts(len(z), z, group), _unit if normalize else widen
+    total, z = sum(each), z if _is_tall(z) else z.double()
     if total > z.shape[1]:
         moments = Moments(z.shape[1], z.device).update(z, prepare).reduce(group)
         total, cov, mean = moments.count, moments.cov, moments.mean
     else:
-        rows, mean = _centre(all_gather_rows(prepare(z), group))
+        rows, mean, _ = _centre(all_gather_rows(prepare(z), group, each))
         cov = gram(rows.T) / total
     return total, cov.trace() + mean.square().sum(), _eigenvalue_roots(torch.linalg.eigvalsh(cov))
 
@@ -115,11 +123,11 @@ def _by_gram(rows, by_rows, total, group, solver):
 
 # %% ../../nbs/2_metrics/wasserstein.ipynb #9f4f786a
 def _statistics(z, group=None):
-    "mean |z|^2 and tr Sigma^(1/2) of all rows, and sqrt(n) times the polar factor's local rows."
+    "mean |z|^2 and tr Sigma^(1/2) of all rows, sqrt(n) times the polar factor's local rows, and the number of all rows."
     n, m = z.shape
-    total = n * world_size(group)
-    by_rows = total <= m
-    rows, mean = _centre(all_gather_rows(z, group)) if by_rows else _centre(z, group)
+    rows, mean, counts = _centre(z, group)
+    by_rows, total = counts.number <= m, counts.total
+    rows = all_gather_rows(rows, group, counts.each) if by_rows else rows
     if z.is_cuda and z.dtype == torch.float32:
         variance, root, polar = _by_products(rows, by_rows, total, group)
     else:
@@ -127,7 +135,7 @@ def _statistics(z, group=None):
     power = variance + mean.square().sum()
     alive = variance > (2 * torch.finfo(z.dtype).eps) ** 2 * power
     polar = polar[rank(group) * n :][:n] if by_rows else polar
-    return power, root * alive, polar * alive
+    return power, root * alive, polar * alive, total
 
 # %% ../../nbs/2_metrics/wasserstein.ipynb #4bbd0e38
 def _loss(squared_distance, squared, eps):
@@ -150,17 +158,17 @@ class _Loss(torch.autograd.Function):
         wide = widen(z)
         lengths = _lengths(wide) if normalize else None
         rows = wide / lengths if normalize else wide
-        power, root, polar = _statistics(rows, group)
+        power, root, polar, total = _statistics(rows, group)
         value, slope = _loss(_eq8(power, factor * root, z.shape[1]), squared, torch.finfo(rows.dtype).eps)
         ctx.save_for_backward(rows, polar.to(rows.dtype), lengths)
-        ctx.slope, ctx.factor, ctx.dtype = slope, factor, z.dtype
+        ctx.slope, ctx.factor, ctx.dtype, ctx.share = slope, factor, z.dtype, world_size(group) / total
         return value  # as it is: after a conversion to its own type, PyTorch 2.11 compiles a gradient of 0
 
     @staticmethod
     def backward(ctx, grad):
         expect_first_derivative("W2")
         rows, polar, lengths = ctx.saved_tensors
-        pull = 2 / len(rows) * grad * ctx.slope
+        pull = 2 * ctx.share * grad * ctx.slope
         grad = polar * (-ctx.factor / rows.shape[1] ** 0.5 * pull)
         # the gradient of mean |z|^2 lies along the rows
         grad = grad.add_(pull * rows) if lengths is None else _before_unit(grad, rows, lengths)
@@ -168,11 +176,11 @@ class _Loss(torch.autograd.Function):
 
 # %% ../../nbs/2_metrics/wasserstein.ipynb #feaa1cda
 class _TallLoss(torch.autograd.Function):
-    "`_Loss` of many rows, normalised and multiplied in chunks. Differentiable once."
+    "`_Loss` of many rows of one process, normalised and multiplied in chunks. Differentiable once."
 
     @staticmethod
-    def forward(ctx, z, normalize, squared, factor, group):
-        moments = Moments(z.shape[1]).update(z, _unit if normalize else widen).reduce(group)
+    def forward(ctx, z, normalize, squared, factor):
+        moments = Moments(z.shape[1]).update(z, _unit if normalize else widen)
         cov, mean, wide = moments.cov, moments.mean, widen(z[:0]).dtype
         variance = cov.trace()
         power = variance + mean.square().sum()
@@ -180,7 +188,7 @@ class _TallLoss(torch.autograd.Function):
         alive = variance > (2 * torch.finfo(wide).eps) ** 2 * power
         value, slope = _loss(_eq8(power, factor * root * alive, len(mean)), squared, torch.finfo(wide).eps)
         ctx.save_for_backward(z, mean.to(wide), (inverse * alive * (-factor / len(mean) ** 0.5)).to(wide))
-        ctx.normalize, ctx.pull = normalize, 2 * world_size(group) / moments.count * slope
+        ctx.normalize, ctx.pull = normalize, 2 / moments.count * slope
         return value.to(wide)
 
     @staticmethod
@@ -201,7 +209,7 @@ class _TallLoss(torch.autograd.Function):
                 out.copy_(_before_unit(slope, rows, lengths, work) if ctx.normalize else slope.add_(pull * rows))
 
         in_spans(fill, z, grad)
-        return grad, None, None, None, None
+        return grad, None, None, None
 
 # %% ../../nbs/2_metrics/wasserstein.ipynb #3f0ae229
 def _minimax_quintic(low, high):
@@ -308,10 +316,9 @@ def uniformity_zscore(
     group=None,  # None: these rows; `WORLD` or a ProcessGroup: the rows of all its processes
 ) -> Tensor:  # Scalar, float64
     "Standard deviations of `z` above the $W_2$ of uniform points; positive = less uniform than chance. Raises `InputError` below 32 rows."
-    z = check_finite(as_embeddings(z))
-    total = len(z) * world_size(group)
-    expect(total >= 32, "embeddings with at least 32 rows for a z-score", f"{total}")
+    z = check_finite(expect_no_batch(as_embeddings(z)))
     total, _, roots = _reading(z, normalize, group)
+    expect(total >= 32, "embeddings with at least 32 rows for a z-score", f"{total}")
     mean, sd = null_law(total, z.shape[1])
     return (mean - roots.sum() / z.shape[1] ** 0.5) / sd
 
@@ -356,20 +363,21 @@ def wasserstein_uniformity(
     normalize: bool = True,  # Divide each row by its length first
     squared: bool = False,  # Return $W_2^2$, whose gradient is bounded; the papers train on $W_2$
     corrected: bool = False,  # Without the bias of a finite sample; needs n >= 2m rows
-    group=None,  # None: these rows; `WORLD` or a ProcessGroup: the rows of all its processes, as many on each
+    group=None,  # None: these rows; `WORLD` or a ProcessGroup: the rows of all its processes
 ) -> Tensor:  # Scalar, float32 or wider; in [0, sqrt 2] on unit rows (squared: [0, 2]); lower is more uniform
     """Wasserstein distance between N(mean, cov) of the rows and N(0, I/m) (Fang et al. 2024, Eq. 8); differentiable once.
-    Raises `InputError` for input that is no finite matrix, and where `corrected` has under 2m rows."""
-    z = as_embeddings(z)
+    Raises `InputError` for input that is no finite matrix, where `corrected` has under 2m rows, and for different numbers of rows on the processes where all rows are m or fewer."""
+    z = expect_no_batch(as_embeddings(z))
     z = z if _is_tall(z) else check_finite(z)  # the chunked path looks at the moments instead
-    total, m = len(z) * world_size(group), z.shape[1]
-    expect(not corrected or total >= 2 * m, f"at least 2m = {2 * m} rows for the corrected form", f"{total}")
-    learning, factor = z.requires_grad and torch.is_grad_enabled(), 1.0
+    learning, factor, m = z.requires_grad and torch.is_grad_enabled(), 1.0, z.shape[1]
     with torch.autocast(z.device.type, enabled=False):
         if corrected or not learning:
             total, power, roots = _reading(z, normalize, group)
+            expect(not corrected or total >= 2 * m, f"at least 2m = {2 * m} rows for the corrected form", f"{total}")
             factor = _correction(roots, total, m) if corrected else factor  # a constant of the loss: no gradient
         if learning:
-            in_chunks = _is_tall(z) and z.device.type == "cpu" and not torch.compiler.is_compiling()
-            return (_TallLoss if in_chunks else _Loss).apply(z, normalize, squared, factor, group)
+            expect_no_transform("W2")
+            if _is_tall(z) and z.device.type == "cpu" and world_size(group) == 1 and not torch.compiler.is_compiling():
+                return _TallLoss.apply(z, normalize, squared, factor)
+            return _Loss.apply(z, normalize, squared, factor, group)  # how tall z is may differ between processes
         return _finish(_eq8(power, factor * roots.sum(), m), squared).to(widen(z[:0]).dtype)
