@@ -7,6 +7,7 @@ __all__ = ['add_diagnose', 'embeddings_of', 'network_of_run', 'check_outputs', '
 
 # %% ../../nbs/companion/diagnose_command.ipynb #cd2a7c46
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from .options import check_target, starting
@@ -16,17 +17,22 @@ from ..core.checks import expect
 def add_diagnose(parser, words=()):
     "The options of `wssl diagnose`."
     add = parser.add_argument
-    formats = ".npy, .npz, .pt, .pth, .safetensors, .parquet, .csv, .tsv"
+    formats = ".npy, .npz, .pt, .pth, .safetensors, .parquet, .feather, .arrow, .csv, .tsv, ..."
     add(
         "file",
         metavar="FILE",
         nargs="+",
         help=f"embeddings, one a row ({formats}), or a folder of images with --checkpoint or --model; several files are stages in time",
     )
+    together = parser.add_mutually_exclusive_group()
+    together.add_argument("--join", action="store_true", help="several files, or those in a folder, are one matrix")
+    together.add_argument(
+        "--stages", action="store_true", help="several files are stages in time, whatever they are called"
+    )
     add(
         "--key",
         metavar="NAME",
-        help="name of the array, where FILE holds several; of a table's columns, or how it starts",
+        help="name of the array, where FILE holds several; of a table's columns, how it starts, or places like 1:129",
     )
     add("--checkpoint", metavar="RUN", help="images go through the newest checkpoint of this run of `wssl train`")
     add(
@@ -60,14 +66,19 @@ def add_diagnose(parser, words=()):
 def embeddings_of(
     options,  # What the parser returned
     path,  # One of its files
+    notes: list | None = None,  # Takes what was decided while reading
 ):  # (embeddings, labels or None)
     "Embeddings from a file, or of a folder of images."
     from wssl.evaluation.backbones import backbone, embed, images_below
-    from wssl.evaluation.sources import load_embeddings
+    from wssl.evaluation.sources import READERS, load_embeddings
 
     if not Path(path).is_dir():
         expect(not (options.checkpoint or options.model), "a folder of images for --checkpoint or --model", repr(path))
-        return load_embeddings(path, options.key), None
+        return load_embeddings(path, options.key, notes), None
+    parts = not (options.checkpoint or options.model) and {part.suffix.lower() for part in Path(path).iterdir()} & set(
+        READERS
+    )
+    expect(not parts, "--join for a folder of files that are parts of one matrix", repr(path))
     one = (options.checkpoint is None) != (options.model is None)
     expect(
         one,
@@ -124,29 +135,69 @@ def stage_names(
     return stems if len(set(stems)) == len(stems) else list(map(str, paths))
 
 # %% ../../nbs/companion/diagnose_command.ipynb #2b3b2f12
+def _joined(options, path, notes):
+    "One file, or a folder and several files as one matrix."
+    from wssl.evaluation.sources import join_embeddings, load_embeddings
+
+    paths = path if isinstance(path, list) else [path]
+    if options.join and (len(paths) > 1 or Path(paths[0]).is_dir()):
+        return join_embeddings(paths, options.key, notes)
+    return load_embeddings(paths[0], options.key, notes)
+
+
+def _labels(options, n, notes):
+    "Labels of `n` rows, or None."
+    from wssl.evaluation.sources import load_labels
+
+    return load_labels(options.labels, options.labels_key, n, notes) if options.labels else None
+
+
+def _stages(options, notes, progress):
+    "The history of several files."
+    from wssl.evaluation.sources import like_parts
+    from wssl.metrics.diagnosis import diagnose, follow
+
+    parts = like_parts(options.file) and not options.stages
+    names = f"{len(options.file)} files called {Path(options.file[0]).name[:40]}, ..."
+    expect(not parts, "--join for parts of one matrix, or --stages for stages in time", names)
+    last = []
+
+    def read():
+        for name, path in zip(stage_names(options.file), options.file, strict=True):
+            last[:] = [embeddings_of(options, path, notes)[0]]
+            yield name, last[0]
+
+    found = follow(read(), None, progress)
+    if options.labels:
+        found = replace(diagnose(*last, labels=_labels(options, len(*last), notes)), history=found.history)
+    return found
+
+# %% ../../nbs/companion/diagnose_command.ipynb #7d1c0a52
 def run_diagnose(
     options,  # What the parser returned
 ) -> int:  # 0, or 1 below --fail-below
     "What the embeddings of a file have become."
     with starting():
         from wssl.data.decoded import progress_line
-        from wssl.evaluation.sources import load_embeddings, load_labels
-        from wssl.metrics.diagnosis import diagnose, follow
+        from wssl.metrics.diagnosis import diagnose
 
-    outputs, many = check_outputs(options), len(options.file) > 1
+    outputs, many = check_outputs(options), len(options.file) > 1 and not options.join
     expect(not (many and options.second), "one file beside --second", f"{len(options.file)} files")
-    labels = load_labels(options.labels, options.labels_key) if options.labels else None
-    progress = progress_line("reading", "rows")
+    there = options.labels is None or Path(options.labels).is_file()
+    expect(there, "a file of labels", f"{options.labels!r}, which does not exist")
+    progress, notes = progress_line("reading", "rows"), []
     if many:
-        stages = (
-            (name, embeddings_of(options, path)[0])
-            for name, path in zip(stage_names(options.file), options.file, strict=True)
-        )
-        found = follow(stages, labels, progress)
+        found = _stages(options, notes, progress)
     else:
-        z, own = embeddings_of(options, options.file[0])
-        second = load_embeddings(options.second, options.key) if options.second else None
+        z, own = (
+            (_joined(options, options.file, notes), None)
+            if options.join
+            else embeddings_of(options, options.file[0], notes)
+        )
+        second = _joined(options, options.second, notes) if options.second else None
+        labels = _labels(options, len(z), notes)
         found = diagnose(z, second, own if labels is None else labels, progress)
+    found = replace(found, notes=(*dict.fromkeys(notes), *found.notes))
     written = [found.save(out) for out in outputs]
     print(found)
     for path in written:
