@@ -6,7 +6,7 @@
 __all__ = ['ARRAYS', 'COLUMNS', 'READERS', 'memory', 'read_array', 'load_embeddings', 'parts_of', 'join_embeddings', 'like_parts',
            'load_labels']
 
-# %% ../../nbs/8_evaluation/sources.ipynb #0497bc5d
+# %% ../../nbs/8_evaluation/sources.ipynb #c384fc1b
 import os
 import pickle
 import re
@@ -20,7 +20,9 @@ from torch import Tensor
 from ..core.checks import InputError, as_embeddings, expect
 from .arrow import read_arrow, read_column
 from .containers import as_tensor, picked, read_npy, read_npz, read_safetensors, read_torch
+from .formats import json_column, read_hdf5, read_json_lines, read_vectors, read_word_vectors
 from .labels import classes_of
+from .layout import short
 from .tables import mapped, read_table, read_words
 
 # %% ../../nbs/8_evaluation/sources.ipynb #1f3ad966
@@ -28,7 +30,7 @@ def memory() -> int:  # Bytes
     "Main memory of this machine."
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
-# %% ../../nbs/8_evaluation/sources.ipynb #362bb052
+# %% ../../nbs/8_evaluation/sources.ipynb #4917c709
 ARRAYS = {  # (path, key) -> an array, or arrays by name
     ".npy": lambda path, key: read_npy(path),
     ".npz": lambda path, key: read_npz(path, key, memory()),
@@ -42,10 +44,17 @@ COLUMNS = {  # (path, key, notes) -> a matrix
     ".arrow": read_arrow,
     ".csv": read_table,
     ".tsv": read_table,
-}
+    ".txt": read_word_vectors,
+    ".vec": read_word_vectors,
+    ".jsonl": read_json_lines,
+    ".h5": read_hdf5,
+    ".hdf5": read_hdf5,
+    ".h5ad": read_hdf5,
+    ".mat": read_hdf5,
+} | dict.fromkeys((".fvecs", ".bvecs", ".fbin", ".u8bin", ".i8bin"), read_vectors)
 READERS = ARRAYS | COLUMNS
 
-# %% ../../nbs/8_evaluation/sources.ipynb #65ae79ac
+# %% ../../nbs/8_evaluation/sources.ipynb #89ea5277
 LONGEST = 200  # characters
 
 
@@ -73,7 +82,7 @@ def _sentence(path):
 def _found(path):
     "The ending of a file that is there. Raises `InputError` for one that cannot be read."
     ending = path.suffix.lower()
-    expect(ending in READERS, f"a file of embeddings ({', '.join(READERS)})", f"{str(path)!r}")
+    expect(ending in READERS, f"a file of embeddings ({', '.join(list(READERS)[:10])}, ...)", short(path.name, 60))
     state = "is a folder" if path.is_dir() else "does not exist"
     expect(path.is_file(), "a file of embeddings", f"{str(path)!r}, which {state}")
     expect(path.stat().st_size, f"an array in {path.name}", "an empty file")
@@ -167,7 +176,7 @@ def like_parts(
     )
     return same and word and not stage
 
-# %% ../../nbs/8_evaluation/sources.ipynb #a5454756
+# %% ../../nbs/8_evaluation/sources.ipynb #dac985c4
 def load_labels(
     path,  # Ends as one of `READERS`
     key: str | None = None,  # Name of the array, where the file holds several, or of the column of a table
@@ -178,10 +187,14 @@ def load_labels(
     path, notes = Path(path), [] if notes is None else notes
     with _sentence(path):
         ending = _found(path)
-        if ending in (".csv", ".tsv"):
+        if ending in (".csv", ".tsv", ".txt"):
             found = read_words(path, key, rows, notes)
-        elif ending in COLUMNS:
+        elif COLUMNS.get(ending) is read_arrow:
             found = read_column(path, key, notes)
+        elif ending == ".jsonl":
+            found = json_column(path, key)
+        elif ending in COLUMNS:
+            found = COLUMNS[ending](path, key, notes)
         else:
             found = picked(ARRAYS[ending](path, key), key, path, notes, labels=True)
         return classes_of(found, f"labels in {path.name[:60]}")
