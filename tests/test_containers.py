@@ -240,3 +240,25 @@ def test_without_h5py_hdf5_is_a_sentence(tmp_path, capsys, monkeypatch):
     (tmp_path / "z.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     monkeypatch.setitem(sys.modules, "h5py", None)
     assert "pip install h5py" in sentence(capsys, tmp_path, tmp_path / "z.h5")
+
+
+def test_a_folder_that_datasets_saved(tmp_path, capsys):
+    datasets = pytest.importorskip("datasets", reason="no part of the extras: pyarrow reads what it saves")
+    features = datasets.Features({"id": datasets.Value("int64"), "z": datasets.Array2D((1, 8), "float64")})
+    saved = datasets.Dataset.from_dict({"id": Y, "z": Z[:, None].tolist()}, features=features)
+    saved.save_to_disk(tmp_path / "saved", num_shards=3)
+    notes = []
+    assert torch.equal(load_embeddings(tmp_path / "saved", notes=notes), T) and "other columns left out" in notes[0]
+    assert said(tmp_path, capsys, tmp_path / "saved")["values"]["rows"] == 300
+    assert load_labels(tmp_path / "saved", "id").tolist() == Y.tolist()
+    datasets.DatasetDict({"train": saved, "test": saved}).save_to_disk(tmp_path / "both")
+    capsys.readouterr()
+    assert "such as both/train; received 2 (train, test)" in sentence(capsys, tmp_path, tmp_path / "both")
+
+
+def test_an_order_beside_the_rows_is_not_passed_over(tmp_path, capsys):
+    "What `datasets` saves of a shuffled data set where it keeps the order in a file of its own."
+    (tmp_path / "saved").mkdir()
+    state = {"_data_files": [{"filename": "data.arrow"}], "_indices_files": [{"filename": "indices.arrow"}]}
+    (tmp_path / "saved/state.json").write_text(json.dumps(state))
+    assert "dataset.flatten_indices()" in sentence(capsys, tmp_path, tmp_path / "saved")

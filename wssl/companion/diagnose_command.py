@@ -70,9 +70,10 @@ def embeddings_of(
 ):  # (embeddings, labels or None)
     "Embeddings from a file, or of a folder of images."
     from wssl.evaluation.backbones import backbone, embed, images_below
+    from wssl.evaluation.arrow import is_saved
     from wssl.evaluation.sources import READERS, load_embeddings
 
-    if not Path(path).is_dir():
+    if not Path(path).is_dir() or is_saved(path):
         expect(not (options.checkpoint or options.model), "a folder of images for --checkpoint or --model", repr(path))
         return load_embeddings(path, options.key, notes), None
     parts = not (options.checkpoint or options.model) and {part.suffix.lower() for part in Path(path).iterdir()} & set(

@@ -6,7 +6,7 @@
 __all__ = ['ARRAYS', 'COLUMNS', 'READERS', 'memory', 'read_array', 'load_embeddings', 'parts_of', 'join_embeddings', 'like_parts',
            'load_labels']
 
-# %% ../../nbs/8_evaluation/sources.ipynb #c384fc1b
+# %% ../../nbs/8_evaluation/sources.ipynb #dae08686
 import os
 import pickle
 import re
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import InputError, as_embeddings, expect
-from .arrow import read_arrow, read_column
+from .arrow import is_saved, read_arrow, read_column
 from .containers import as_tensor, picked, read_npy, read_npz, read_safetensors, read_torch
 from .formats import json_column, read_hdf5, read_json_lines, read_vectors, read_word_vectors
 from .labels import classes_of
@@ -54,7 +54,7 @@ COLUMNS = {  # (path, key, notes) -> a matrix
 } | dict.fromkeys((".fvecs", ".bvecs", ".fbin", ".u8bin", ".i8bin"), read_vectors)
 READERS = ARRAYS | COLUMNS
 
-# %% ../../nbs/8_evaluation/sources.ipynb #89ea5277
+# %% ../../nbs/8_evaluation/sources.ipynb #e6079aef
 LONGEST = 200  # characters
 
 
@@ -81,6 +81,8 @@ def _sentence(path):
 
 def _found(path):
     "The ending of a file that is there. Raises `InputError` for one that cannot be read."
+    if path.is_dir() and is_saved(path):
+        return ".arrow"
     ending = path.suffix.lower()
     expect(ending in READERS, f"a file of embeddings ({', '.join(list(READERS)[:10])}, ...)", short(path.name, 60))
     state = "is a folder" if path.is_dir() else "does not exist"
@@ -122,14 +124,15 @@ def load_embeddings(
     name = f"embeddings in {Path(path).name[:60]}"
     return _check_rows(as_embeddings(read_array(path, key, notes), name), name)
 
-# %% ../../nbs/8_evaluation/sources.ipynb #3157494d
+# %% ../../nbs/8_evaluation/sources.ipynb #6298b569
 def parts_of(
     paths,  # Files, or folders of files that can be read
 ) -> list[Path]:  # Files, those of a folder in the order of the numbers in their names
     "The files that hold the parts of a matrix. Raises `InputError` for a folder without any."
     found = []
     for path in map(Path, paths):
-        inside = [part for part in path.iterdir() if part.suffix.lower() in READERS] if path.is_dir() else [path]
+        folder = path.is_dir() and not is_saved(path)
+        inside = [part for part in path.iterdir() if part.suffix.lower() in READERS] if folder else [path]
         expect(inside, "a folder with parts of a matrix", f"{path.name[:60]}, which holds none")
         found += sorted(
             inside, key=lambda part: [int(text) if text.isdigit() else text for text in re.split(r"(\d+)", part.name)]
