@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core.checks import InputError, as_labels, expect
 from .layout import kind, short
 
-# %% ../../nbs/8_evaluation/labels.ipynb #12afbbed
+# %% ../../nbs/8_evaluation/labels.ipynb #e9ca109f
 GAPS = ("na", "nan", "n/a", "null", "none", "<na>")
 
 
@@ -45,13 +45,14 @@ def _words(values, name):
     found[~blank] = np.unique(values[~blank].astype(str), return_inverse=True)[1]
     return found
 
-# %% ../../nbs/8_evaluation/labels.ipynb #91dd5b58
+# %% ../../nbs/8_evaluation/labels.ipynb #e9a6018b
 def classes_of(
     values,  # Texts, an array or a tensor, one label a row
     name: str,  # How the message calls them
 ) -> Tensor:  # int64, shape (n,); -1: no label
     "Classes out of what a file holds. Raises `InputError` for numbers that are none."
-    values = values.numpy() if isinstance(values, Tensor) and values.dtype != torch.bfloat16 else values
+    if isinstance(values, Tensor):
+        values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
     values = np.asarray(values) if isinstance(values, list) and not isinstance(values[:1], Tensor) else values
     kinds = getattr(getattr(values, "dtype", None), "kind", "")
     expect(kinds in tuple("iufbUSTO"), f"{name} as integers or words", getattr(values, "dtype", type(values).__name__))

@@ -97,7 +97,7 @@ def _uneven(lines, tabs):
 def _all_numbers(line, mark):
     return all(kind(token) in ("i", "f") for token in _fields([line], mark)[0])
 
-# %% ../../nbs/8_evaluation/layout.ipynb #9b64222e
+# %% ../../nbs/8_evaluation/layout.ipynb #d2625547
 def _all_whole(first, kinds):
     "A first line of whole numbers: names, a row (False), or undecided."
     numbers, points = [int(token) for token in first], sum("f" in column for column in kinds)
@@ -111,7 +111,7 @@ def _all_whole(first, kinds):
     apart = len(set(numbers)) == len(numbers) > 2 and not any("i" in column for column in kinds)
     return None if apart else False
 
-
+# %% ../../nbs/8_evaluation/layout.ipynb #e04b0612
 def names_or_row(
     first: list,  # Fields of the first line
     below: list,  # Fields of some lines below it, as many in each
@@ -121,6 +121,8 @@ def names_or_row(
     own = [kind(token, decimal) for token in first]
     columns = list(zip(*below, strict=True)) if below else [()] * len(first)
     kinds = [{kind(token, decimal) for token in column} - {""} for column in columns]
+    if len(first) > 2 and [token.strip() for token in first] == [f"{k}.0" for k in range(len(first))]:
+        return any("f" in column for column in kinds)  # numbers as names, after pandas made them floats
     if "f" in own or "l" in own:
         return False
     if set(own) == {"i"}:
@@ -250,7 +252,14 @@ def _from_comment(comments, mark, width):
     fine = len(parts) == width > 1 and len(set(parts)) == width and all(kind(part) == "w" for part in parts)
     return parts if fine else None
 
-# %% ../../nbs/8_evaluation/layout.ipynb #5f1e52eb
+# %% ../../nbs/8_evaluation/layout.ipynb #9d546019
+def _check_comments(comments, mark, decimal, width, path):
+    "Refuse a comment that is a row: an error of Excel, `#N/A`, in its first field."
+    for row in _fields(comments, mark):
+        numbers = len(row) == width > 1 and all(kind(text, decimal) in ("i", "f") for text in row[1:])
+        expect(not numbers, f"comments without numbers in {path.name}", "a row behind a #")
+
+# %% ../../nbs/8_evaluation/layout.ipynb #1c0dd7e2
 def layout_of(
     file,  # Binary file of UTF-8
     start: int,  # First byte that counts
@@ -265,9 +274,9 @@ def layout_of(
     expect(found[0][0].strip() or comments is None, f"rows of numbers in {path.name}", "an empty first line")
     expect(len(found[0][0]) < LONGEST, f"lines of text in {path.name}", "a line of 16 MiB or more")
     lines = _decoded([line for line, _ in found], path)
-    mark, decimal = (
-        _mark(lines, path.suffix.lower() == ".tsv") if told is None else (told, _decimal(_fields(lines, told), told))
-    )
+    ending = path.suffix.lower()
+    mark, decimal = _mark(lines, ending == ".tsv") if told is None else (told, _decimal(_fields(lines, told), told))
+    mark = "," if mark == NONE and ending == ".csv" and lines[-1].strip()[:1] != "[" else mark
     rows = [[token.strip() for token in row] for row in _fields(lines, mark)]
     first, below = rows[0] or [""], [row for row in rows[1:] if row]
     width = len(below[0]) if below else len(first)
@@ -281,6 +290,7 @@ def layout_of(
         names, index = _named(first, width, path)
     elif _from_comment(said, mark, len(first)):
         names = tuple(_from_comment(said, mark, len(first)))
+    _check_comments(said, mark, decimal, width, path)
     at = found[0][1] if named else start
     layout = Layout(
         at, end, len(said) + (told is not None) + bool(named), mark, decimal, names, named, index, blank, tuple(first)

@@ -145,7 +145,7 @@ def _numbers(frame, names, path, done, whole):
     expect(not gaps.any(), f"a number in every place of {path.name}", where)
     return values
 
-# %% ../../nbs/8_evaluation/tables.ipynb #237b8660
+# %% ../../nbs/8_evaluation/tables.ipynb #715216d6
 def _single(values):
     "As 32 bits, if these printed what a sample of `values` holds."
     sample = values.reshape(-1)[:: max(1, values.size // 300_000)]
@@ -168,7 +168,7 @@ def _matrix(frame, names, kinds, key, path, done):
 def _first_line(layout, path):
     "Refuse embeddings whose first line may be names or a row."
     count = len(layout.names)
-    received = f"{count} whole numbers above numbers with a point: names or a row"
+    received = f"{count} whole numbers: names or a row"
     expect(
         layout.header is not None or count == 1 or layout.first[0] == "",
         f"words or numbers with a point in the first line of {path.name}",
@@ -222,19 +222,19 @@ def read_table(
     notes.extend(found)
     return values
 
-# %% ../../nbs/8_evaluation/tables.ipynb #f3de3fd7
+# %% ../../nbs/8_evaluation/tables.ipynb #ef800562
 NAMES = ("label", "labels", "class", "classes", "target", "targets", "y", "category", "name", "species")
 
 
 def _first_is_name(values, layout, rows, path):
     "Whether the first of the values, which is undecided, is a name."
     first, others = values[0], values[1:]
-    if rows is not None and len(values) - rows in (0, 1):
-        return len(values) == rows + 1
-    if first.lower() in NAMES and first not in others:
-        return True
     if first in others and first != "0":
         return False
+    if rows is not None and len(values) - rows in (0, 1):
+        return len(values) == rows + 1
+    if first.lower() in NAMES:
+        return True
     asked = f"labels in {path.name} with a name above them, or the number of rows they belong to (rows=)"
     if len(values) < 2 or (rows is None and first == "0"):
         expect(len(values) == 1, asked, "0 in the first line: a name or a label")
@@ -243,7 +243,7 @@ def _first_is_name(values, layout, rows, path):
     expect(rows is not None or all(known(value) > 1 for value in set(others)), asked, "one column of words")
     return rows is None
 
-# %% ../../nbs/8_evaluation/tables.ipynb #d1720836
+# %% ../../nbs/8_evaluation/tables.ipynb #0d55edff
 def read_words(
     path,  # A text table
     key: str | None,  # Name of a column; None: the only one
@@ -268,7 +268,8 @@ def read_words(
         expect(key in names, f"the name of a column in {path.name} ({listed(names)})", short(key))
         place = names.index(key) + len(layout.index)
         try:
-            found = [frame.iloc[:, 0] for frame in frames(usecols=[place], dtype=str, keep_default_na=False)]
+            text = {layout.names[place]: str}  # all columns are read: a row too long would else go unseen
+            found = [frame.iloc[:, place] for frame in frames(dtype=text, keep_default_na=False)]
         except ValueError as error:
             said = uneven(error, layout)
             expect(said is None, f"a table in {path.name}", said)
