@@ -73,8 +73,8 @@ def printed_by_float32(
         good |= fits & ((digits == 6) | (shorter.astype(np.float32) != single.astype(np.float32)))
     return bool(good.all()) if len(values) else True
 
-# %% ../../nbs/8_evaluation/tables.ipynb #6a554cc8
-BATCH = 5_000_000  # numbers
+# %% ../../nbs/8_evaluation/tables.ipynb #511f4188
+BATCH = 1_000_000  # numbers
 
 
 @contextmanager
@@ -119,7 +119,7 @@ def _kind(column):
     filled = column.dropna()
     return "l" if len(filled) and filled.astype(str).str.strip().str[:1].eq("[").all() else "t"
 
-# %% ../../nbs/8_evaluation/tables.ipynb #7d5d3f78
+# %% ../../nbs/8_evaluation/tables.ipynb #3d260c30
 def _lists(column, path, done):
     "A column of lists in brackets as a matrix."
     rows = []
@@ -137,32 +137,35 @@ def _lists(column, path, done):
     return np.stack(rows)
 
 
-def _numbers(frame, names, path, done, whole):
+def _numbers(frame, path, done, whole):
     "Columns of a frame as a matrix without gaps."
-    values = frame[names].to_numpy(np.int64 if whole else np.float64)
-    gaps = np.isnan(values).any(1) if values.dtype.kind == "f" else np.zeros(1, bool)
+    values = frame.to_numpy(np.int64 if whole else np.float64)
+    if values.dtype.kind != "f" or not np.isnan(values.sum()):
+        return values
+    gaps = np.isnan(values).any(1)
     where = f"a gap or NaN in data row {done + int(gaps.argmax()) + 1}"
     expect(not gaps.any(), f"a number in every place of {path.name}", where)
     return values
 
-# %% ../../nbs/8_evaluation/tables.ipynb #715216d6
-def _single(values):
-    "As 32 bits, if these printed what a sample of `values` holds."
-    sample = values.reshape(-1)[:: max(1, values.size // 300_000)]
-    if not printed_by_float32(sample[np.isfinite(sample) & (sample != 0)]):
-        raise NeedsDouble
-    return values.astype(np.float32)
+# %% ../../nbs/8_evaluation/tables.ipynb #5fbd17ad
+def _is_single(values):
+    "Whether 32 bits printed what a sample of `values` holds."
+    sample = values.reshape(-1)[:: max(1, values.size // 100_000)]
+    return printed_by_float32(sample[np.isfinite(sample) & (sample != 0)])
 
 
 def _matrix(frame, names, kinds, key, path, done):
     "The embedding in a frame."
     if kinds[names[0]] == "l":
         return _lists(frame[names[0]], path, done)
+    frame = frame if len(names) == frame.shape[1] else frame[names]
+    if all(dtype.kind == "f" for dtype in frame.dtypes.tolist()):
+        return _numbers(frame, path, done, False)
     now = {name: _kind(frame[name]) for name in names}
     worse = next((name for name in names if now[name] not in "fi"), None)
     said = f"text in column {short(worse or '')} behind data row {done}"
     expect(worse is None, f"numbers alone in {path.name}", said)
-    return _numbers(frame, names, path, done, key is None and all(now[name] == "i" for name in names))
+    return _numbers(frame, path, done, key is None and all(now[name] == "i" for name in names))
 
 
 def _first_line(layout, path):
@@ -175,7 +178,7 @@ def _first_line(layout, path):
         received,
     )
 
-# %% ../../nbs/8_evaluation/tables.ipynb #f5b563f5
+# %% ../../nbs/8_evaluation/tables.ipynb #020e4dfd
 def _batches(path, key, notes, double):
     "Matrices of the rows of a text table."
     with _opened(path) as (layout, frames):
@@ -188,8 +191,11 @@ def _batches(path, key, notes, double):
                     kinds = {name: _kind(frame[name]) for name in layout.names if name not in layout.index}
                     names = _columns(frame, kinds, layout, key, path, notes)
                 values = _matrix(frame, names, kinds, key, path, done)
+                double = double or values.dtype.kind == "i" or (done == 0 and not _is_single(values))
+                if not double and done and not _is_single(values):
+                    raise NeedsDouble  # what was yielded has 32 bits already
                 done += len(frame)
-                yield values if double or values.dtype.kind == "i" else _single(values)
+                yield values if double else values.astype(np.float32)
         except ValueError as error:
             said = uneven(error, layout)
             if said is None:
