@@ -137,3 +137,8 @@ def test_every_form_of_the_report(name):
 def test_bad_input_is_one_sentence(call):
     with pytest.raises(ValueError, match="^expected .*; received "):
         call()
+
+
+def test_notes_may_hold_names_from_files_and_are_shown_as_text():
+    found = replace(diagnose(torch.randn(50, 4, generator=torch.Generator().manual_seed(0))), notes=("<b>column</b>",))
+    assert "&lt;b&gt;column&lt;/b&gt;" in found._repr_html_() and "<b>column" not in found._repr_html_()

@@ -11,7 +11,7 @@ import torch
 
 from tests.checkout import ROOT
 
-GUIDES = ("lightning", "own_loop", "table", "torchmetrics", "torchrun")
+GUIDES = ("embeddings_files", "lightning", "own_loop", "table", "torchmetrics", "torchrun")
 SCREEN = 75  # lines of code
 
 
@@ -30,7 +30,7 @@ def w2(z):
     return (mean @ mean + 1 + values.sum() - 2 / m**0.5 * np.sqrt(values).sum()) ** 0.5
 
 
-def test_there_are_five_and_each_is_a_screen_of_code():
+def test_there_are_six_and_each_is_a_screen_of_code():
     assert sorted(path.stem for path in (ROOT / "nbs/guides").glob("*.ipynb")) == sorted(GUIDES)
     for name in GUIDES:
         lines = [line for source in sources(name) for line in source.splitlines() if line.strip()]

@@ -8,11 +8,11 @@ from wssl.evaluation.layers import encoder_layers, layer_features, probe_layers
 from wssl.evaluation.linear import LinearProbe, ViewsProbe, linear_probe, linear_probe_with_views
 from wssl.evaluation.protocols import MLPProbe, mlp_probe, protocols
 from wssl.evaluation.semi import SemiSupervised, fine_tune, semi_supervised
-from wssl.evaluation.sources import load_embeddings, load_labels
+from wssl.evaluation.sources import join_embeddings, load_embeddings, load_labels
 
 __all__ = [
     "LinearProbe", "MLPProbe", "SemiSupervised", "ViewsProbe", "backbone", "cluster_study", "coarse_labels",
-    "embed", "encoder_layers", "evaluating", "extract_features", "fine_tune", "images_below", "knn_accuracy",
+    "embed", "encoder_layers", "evaluating", "extract_features", "fine_tune", "images_below", "join_embeddings", "knn_accuracy",
     "knn_predict", "knn_votes", "known_labels", "layer_features", "linear_probe", "linear_probe_with_views",
     "load_embeddings", "load_labels", "mlp_probe", "probe_layers", "projector_layers", "protocols",
     "semi_supervised", "top_k_accuracy",

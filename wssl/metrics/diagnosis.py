@@ -6,6 +6,7 @@
 __all__ = ['Number', 'Diagnosis', 'diagnose', 'history_words', 'follow']
 
 # %% ../../nbs/2_metrics/diagnosis.ipynb #9071957b
+import html
 import json
 import math
 from dataclasses import dataclass, replace
@@ -119,7 +120,7 @@ class Diagnosis:
 
     def _repr_html_(self):
         lines = [_line(name, number) for name, number in self.values.items()]
-        notes = "".join(f"<p><small>{note}</small></p>" for note in (*self._stages(), *self.notes))
+        notes = "".join(f"<p><small>{html.escape(note)}</small></p>" for note in (*self._stages(), *self.notes))
         return f"<h4>{self.sentence}</h4>{table_html('', _HEADER, lines)}{notes}"
 
     def figure(self):
@@ -351,6 +352,18 @@ def _label_views(z, labels, values, cov):
         )
     return found, *_class_lines(names, counts, means, centre)
 
+# %% ../../nbs/2_metrics/diagnosis.ipynb #5be10c24
+def _labelled(z, labels, values, cov):
+    "`_label_views` of the rows that have a label."
+    known = labels >= 0
+    if bool(known.all()):
+        return _label_views(z, labels, values, cov)
+    if int(known.sum()) < 2:
+        return {}, (), None
+    rows = z[known.to(z.device)]
+    reading = read_rows(rows)
+    return _label_views(rows, labels[known], reading.whole()[0], reading.together().cov)
+
 # %% ../../nbs/2_metrics/diagnosis.ipynb #55e721a1
 def _second_view(z, z2):
     "Alignment over all rows, in chunks, with its standard error."
@@ -383,6 +396,12 @@ def _notes(reading, different, pairs, errors):
     return found
 
 
+def _unlabelled(labels):
+    "A note of the rows without a class."
+    missing = 0 if labels is None else int((labels < 0).sum())
+    return [f"{missing:,} rows without a label are left out of what needs labels"] if missing else []
+
+
 def _judged(reading, whole, different, pairs, errors, share, std):
     "The verdict; `share` of the variance lies between classes."
     near = pairs.near if pairs.rows == reading.n or pairs.near < pairs.rows / 2 else different
@@ -401,7 +420,7 @@ def _report(z, reading, labels, aligned):
     different, whole, together = reading.effective_rows(), reading.whole(), reading.together()
     pairs = read_pairs(z[sample_rows(len(z)).to(z.device)])
     errors = resample(reading, _statistics, different) if different >= 32 and whole[0][0] > 0 else {}
-    classed, classes, between = ({}, (), None) if labels is None else _label_views(z, labels, whole[0], together.cov)
+    classed, classes, between = ({}, (), None) if labels is None else _labelled(z, labels, whole[0], together.cov)
     share = classed["class share"].value if classed else 0.0
     std = together.cov.diagonal().clamp_min(0).sqrt().cpu()
     verdict, now = _judged(reading, whole, different, pairs, errors, share, std), _statistics(*whole, different)
@@ -411,7 +430,8 @@ def _report(z, reading, labels, aligned):
     values |= _ranks(reading, errors, now) | _lengths(reading, std, errors, now, different) | aligned | classed
     if reading.zeros:
         values["zero rows"] = Number(reading.zeros / len(z), 0.0, "share of rows without a direction", "0 to 1")
-    notes, growth = tuple(_notes(reading, different, pairs, errors)), _growth(z, now["W2"], different)
+    notes = tuple(_notes(reading, different, pairs, errors) + _unlabelled(labels))
+    growth = _growth(z, now["W2"], different)
     shown = (whole[0].cpu(), std, pairs.cosines, *_plane(z, labels), growth, classes, between)
     return Diagnosis(verdict.status, verdict.sentence, values, notes, *shown)
 
@@ -419,7 +439,7 @@ def _report(z, reading, labels, aligned):
 def diagnose(
     z,  # Embeddings, shape (n, m), at least 2 rows; memory-mapped ones are read in chunks
     z2=None,  # Embeddings of a second view of the same samples, shape (n, m): adds the alignment
-    labels=None,  # Class of each row, shape (n,), integers: adds what lies within and between classes
+    labels=None,  # Class of each row, shape (n,), integers, negative: none: adds what lies within and between classes
     progress=None,  # Called with the number of rows read so far
 ) -> Diagnosis:  # Verdict, numbers with references and intervals, figure
     "Has `z` collapsed, how much, and are there rows enough to tell? Raises `InputError` where `z` is no finite matrix of two rows or more."

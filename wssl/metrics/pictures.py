@@ -69,8 +69,11 @@ def draw_plane(
     if d.plane_labels is None:
         ax.scatter(x, y, s=4, alpha=0.5, color=color("w2"))
     else:
-        classes = d.plane_labels.unique(return_inverse=True)[1]
-        ax.scatter(x, y, s=4, alpha=0.6, c=classes, cmap="tab10" if classes.max() < 10 else "nipy_spectral")
+        known = d.plane_labels >= 0
+        ax.scatter(x[~known], y[~known], s=4, alpha=0.3, color="grey")  # rows without a label
+        classes = d.plane_labels[known].unique(return_inverse=True)[1]
+        colours = "tab10" if len(classes) and classes.max() < 10 else "nipy_spectral"
+        ax.scatter(x[known], y[known], s=4, alpha=0.6, c=classes, cmap=colours)
     reach = 1.1 * max(1e-3, d.plane.abs().max().item())
     ax.set(xlabel="first component", ylabel="second component", xlim=(-reach, reach), ylim=(-reach, reach))
     ax.set(title=f"Two principal components ({d.plane_share:.0%} of variance)")
