@@ -10,7 +10,7 @@ config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini")
 cfg = config["DEFAULT"]
 extras = {key.removesuffix("_requirements"): cfg[key].split() for key in cfg if key.endswith("_requirements")}
-extras["dev"] = sorted({text for name, texts in extras.items() if name != "formats" for text in texts})
+extras["dev"] = sorted({text for texts in extras.values() for text in texts})
 
 setup(
     name=cfg["lib_name"],

@@ -22,12 +22,12 @@ def settings():
 
 
 def direct():
-    "Hard dependencies and those of every extra that `dev` holds: all but `formats`, whose tests are skipped without it."
+    "Hard dependencies and those of every extra: `dev` holds all of them."
     values = settings()
     return [
         Requirement(text)
         for key in values
-        if key == "requirements" or (key.endswith("_requirements") and key != "formats_requirements")
+        if key == "requirements" or key.endswith("_requirements")
         for text in values[key].split()
     ]
 
