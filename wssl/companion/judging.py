@@ -182,7 +182,8 @@ def share_estimate(
     return Estimate(count / of, float(interval.low), float(interval.high), of, unit, tuple(seeds), level, tails=tails)
 
 # %% ../../nbs/companion/judging.ipynb #69109f81
-BLOCK, MOST = 3, 9  # seeds added at a time, and in all
+BLOCK = 3  # seeds added at a time
+MOST = 9  # seeds in all
 
 
 def look_level(

@@ -187,14 +187,14 @@ def decoded(
     size: int,  # Pixels a side
     cache: Path,  # Folder that holds decoded images
     skip_broken: bool = False,  # Leave out images that cannot be decoded, and count them
-    quick: bool = False,  # A look whether they can be decoded; the pixels are not for use
+    glance: bool = False,  # A look whether they can be decoded; the pixels are not for use
 ) -> tuple[
     dict, np.ndarray
 ]:  # {"rows": names, "notes": words -> count, "broken": what was left out} and the pixels, uint8 (N, 3, size, size), mapped from the cache
     "All images of `path`, decoded unless they already are. Raises `InputError` with the broken ones, after a look at all."
     here = Counter()
     names = folder_files(path, here) if path.is_dir() else []
-    kind = "seen" if quick else size
+    kind = "seen" if glance else size
     folder = cache / "decoded" / f"{path.name.split('.')[0]}-{kind}-{cache_key(path, names, size)}"
 
     def make():
@@ -203,7 +203,7 @@ def decoded(
 
         def blocks():
             count = 0
-            for block, pixels in decode_all(files, size, notes=notes, broken=broken, quick=quick):
+            for block, pixels in decode_all(files, size, notes=notes, broken=broken, glance=glance):
                 count += len(block)
                 yield block, pixels
             if not (skip_broken and count):

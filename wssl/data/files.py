@@ -26,8 +26,10 @@ from .pixels import picture
 # %% ../../nbs/5_data/files.ipynb #7d3a3a74
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 IMAGE_SUFFIXES += (".jpe", ".jfif", ".jp2", ".pbm", ".pnm", ".apng", ".avif")
-LEFT_OUT, LOOPS = "file{s} ending in {suffix} left out", "link{s} left out that lead back to where they lie"
-LINKED, OUTSIDE = "link{s} to other names inside followed", "link{s} left out that lead out of the archive"
+LEFT_OUT = "file{s} ending in {suffix} left out"
+LOOPS = "link{s} left out that lead back to where they lie"
+LINKED = "link{s} to other names inside followed"
+OUTSIDE = "link{s} left out that lead out of the archive"
 
 
 def is_image_name(
@@ -225,14 +227,14 @@ def decode(
     content: bytes | Path,  # The encoded file, or where it is
     size: int,  # Pixels a side
     notes: Counter | None = None,  # Gains what had to be decided
-    quick: bool = False,  # A look whether it can be decoded: a JPEG at an eighth of its size
+    glance: bool = False,  # A look whether it can be decoded: a JPEG at an eighth of its size
 ) -> np.ndarray:  # uint8 (3, size, size)
     "One image, as a viewer shows it: its middle square, resized with antialiasing. Raises `InputError` if it is broken."
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
-            if quick:
+            if glance:
                 image.draft(None, (size, size))
             image = picture(image, Counter() if notes is None else notes)
     except Exception as error:  # each format has its own zoo of exceptions for a file it cannot read
@@ -249,12 +251,12 @@ def decode(
     return np.asarray(image).transpose(2, 0, 1)
 
 # %% ../../nbs/5_data/files.ipynb #c5335e1b
-def _decode_block(pairs, size, broken, quick):
+def _decode_block(pairs, size, broken, glance):
     "Names, pixels, notes and what is broken, of some files; raises where `broken` is not asked for."
     names, pixels, notes, bad = [], [], Counter(), {}
     for name, content in pairs:
         try:
-            pixels.append(decode(name, content, size, notes, quick))
+            pixels.append(decode(name, content, size, notes, glance))
             names.append(name)
         except InputError as error:
             if not broken:
@@ -270,7 +272,7 @@ def decode_all(
     block: int = 256,  # Images that a thread takes at once; fewer where they have more than 32 MB together
     notes: Counter | None = None,  # Gains what had to be decided
     broken: dict | None = None,  # Gains name -> what is wrong, and the image is left out; None: the first one raises
-    quick: bool = False,  # As for `decode`
+    glance: bool = False,  # As for `decode`
 ) -> Iterator[tuple[list[str], np.ndarray]]:  # Blocks in order: (names, uint8 (b, 3, size, size))
     "Decode `files` in parallel threads, a bounded number of blocks ahead."
     threads = threads or min(8, os.cpu_count() or 1)
@@ -289,12 +291,12 @@ def decode_all(
             pairs.append(pair)
             held += len(pair[1]) if isinstance(pair[1], bytes) else 0
             if len(pairs) == block or held > 32e6:
-                waiting.append(pool.submit(_decode_block, pairs, size, broken is not None, quick))
+                waiting.append(pool.submit(_decode_block, pairs, size, broken is not None, glance))
                 pairs, held = [], 0
             if len(waiting) > 2 * threads:
                 yield finish(waiting.popleft())
         if pairs:
-            waiting.append(pool.submit(_decode_block, pairs, size, broken is not None, quick))
+            waiting.append(pool.submit(_decode_block, pairs, size, broken is not None, glance))
         while waiting:
             yield finish(waiting.popleft())
 
@@ -316,6 +318,6 @@ def unreadable(
     "Every image below `path` that cannot be decoded."
     path, broken = Path(path), {}
     files = ((name, path / name) for name in folder_files(path)) if path.is_dir() else tar_members(path)
-    for _ in decode_all(files, 1, broken=broken, quick=True):
+    for _ in decode_all(files, 1, broken=broken, glance=True):
         pass
     return broken

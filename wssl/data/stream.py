@@ -165,7 +165,7 @@ def stream_source(
     skip_broken: bool = False,  # Leave out images that cannot be decoded, and count them
 ) -> StreamedImages:
     "The images of one split of a folder, by name. Raises `InputError` if there is no such split, or if images are broken."
-    listing, _ = decoded(path, 1, cache, skip_broken, quick=True)
+    listing, _ = decoded(path, 1, cache, skip_broken, glance=True)
     rows, y, classes = rows_of_split(listing["rows"], split, path)
     names = np.array(
         [os.fsencode(name) for name in listing["rows"]]

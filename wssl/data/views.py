@@ -88,7 +88,7 @@ def whole_pixel_matrix(
     mirror: Tensor | None = None,  # Whose result is turned round, shape (n,), bool
 ) -> Tensor:  # (n, size, side), rows sum to 1
     "`resize_matrix` for crops in whole pixels, looked up for images of up to `TABLE_SIDE` pixels a side."
-    if side > TABLE_SIDE:
+    if side > TABLE_SIDE or torch.compiler.is_compiling():
         return resize_matrix(start, length, side, size, interpolation, mirror)
     shorter = length.long() - 1
     row = shorter * side - shorter * (shorter - 1) // 2 + start.long()  # behind all shorter crops

@@ -95,7 +95,7 @@ class Conv3x3(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         stride, pixels = self.stride[0], x.shape[-2] * x.shape[-1]
         small = pixels * -(-x.shape[-2] // stride) * -(-x.shape[-1] // stride) <= SMALL_MAP
-        if small and x.dtype == torch.bfloat16 and x.device.type == "cpu":
+        if small and x.dtype == torch.bfloat16 and x.device.type == "cpu" and not torch.compiler.is_compiling():
             return dense_conv(x, self.weight, stride)
         return super().forward(x)
 
