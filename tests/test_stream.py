@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -234,3 +236,30 @@ def test_cores_are_shared_among_the_processes_of_torchrun(monkeypatch):
     for processes, cores in (("1", 12), ("8", 1), ("4", 3), ("64", 1)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
         assert module.own_cores() == cores
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_workers_live_as_long_as_their_training_however_they_are_started(tmp_path, method):
+    for k in range(12):
+        (tmp_path / "photos" / "train" / "cat").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (20 * k, 1, 2)).save(tmp_path / "photos" / "train" / "cat" / f"{k}.png")
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import multiprocessing, sys, time
+from dataclasses import replace
+import torch
+from wssl.data.images import load_images
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("{method}")
+    images = replace(load_images("stream:{tmp_path}/photos", "train", 16, "{tmp_path}/cache"), workers=1)
+    plan = [torch.arange(4), torch.arange(4, 8), torch.arange(8, 12)]
+    shapes = []
+    for x in images.batches(plan):
+        shapes.append(tuple(x.shape))
+        time.sleep(1.5)  # longer than a worker takes to look for its parent
+    print(shapes)
+""")
+    found = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0, found.stderr[-2000:]
+    assert found.stdout.strip() == str([(4, 3, 16, 16)] * 3)

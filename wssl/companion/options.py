@@ -144,6 +144,7 @@ def add_fields(
             dest=prefix + item.name,
             type=value_type(hints[item.name]),
             default=argparse.SUPPRESS,
+            **({"nargs": "?", "const": True} if hints[item.name] is bool else {}),  # --extend alone says yes
             metavar=item.name.upper().replace(".", "_"),
             help=text,
         )

@@ -7,7 +7,6 @@ __all__ = ['progress_line', 'alone', 'room_for', 'cache_key', 'open_decoded', 'l
            'decoded']
 
 # %% ../../nbs/5_data/decoded.ipynb #1421c8e0
-import fcntl
 import hashlib
 import json
 import os
@@ -59,7 +58,9 @@ def alone(
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         handle, only = os.open(path, os.O_RDWR | os.O_CREAT, 0o666), False
-        with suppress(OSError):  # a file system without locks: everybody works, and the rename decides
+        with suppress(OSError, ImportError):  # no locks on this system: everybody works, and the rename decides
+            import fcntl
+
             fcntl.flock(handle, fcntl.LOCK_EX)
             only = True
         with suppress(FileNotFoundError):

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing import parent_process
 from itertools import islice
 from pathlib import Path
 
@@ -62,6 +63,8 @@ def end_with(
     "End this process within a second of its parent's end, whatever it waits for."
 
     def watch():
+        if os.getppid() != parent:  # a fork server stands between, or the training has ended already
+            parent_process().join()
         while os.getppid() == parent:
             time.sleep(1)
         os._exit(1)

@@ -27,7 +27,9 @@ from .tables import mapped, read_table, read_words
 
 # %% ../../nbs/8_evaluation/sources.ipynb #1f3ad966
 def memory() -> int:  # Bytes
-    "Main memory of this machine."
+    "Main memory of this machine; where the system does not say, 8 GB."
+    if not hasattr(os, "sysconf"):
+        return 2**33
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 # %% ../../nbs/8_evaluation/sources.ipynb #4917c709

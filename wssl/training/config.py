@@ -10,6 +10,7 @@ import html
 import json
 import math
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 
 from ..core.checks import expect
 from ..data.crops import VIEWS, MultiCrop, views_named
@@ -37,7 +38,7 @@ class TrainConfig:
     source: str = _option(
         "digits", "images to train on [digits, synthetic, cifar10, cifar100, stl10, folder:PATH, tar:PATH, stream:PATH]"
     )
-    root: str | None = _option(None, "folder of downloads and of relative PATHs [default: data/cache]")
+    root: str | None = _option(None, "folder of downloads and of relative PATHs [default: data/cache]", training=False)
     per_class: int | None = _option(None, "training images of each class [images; default: all]")
     test_per_class: int | None = _option(None, "test images of each class [images; default: all]")
     imbalance: float = _option(
@@ -79,9 +80,9 @@ class TrainConfig:
     warmup: float = _option(0.1, "linear warm-up of the learning rate [share of the training, at most 0.5]")
     seed: int = _option(0, "seed of initial weights, order and views [integer]")
     eval_every: int = _option(
-        5, "evaluate every so many epochs, at the start and at the end [epochs; 0: at the end only]"
+        5, "evaluate every so many epochs, at the start and at the end [epochs; 0: at the end only]", training=False
     )
-    knn_k: int = _option(200, "neighbours that vote in the evaluation [images]")
+    knn_k: int = _option(200, "neighbours that vote in the evaluation [images]", training=False)
     cluster_study: bool = _option(
         False, "how representation, projector layers and embedding cluster, in every evaluation"
     )
@@ -95,6 +96,13 @@ class TrainConfig:
     )
     precision: str = _option("float32", "arithmetic of encoder and heads; losses are float32 [float32, bfloat16]")
     compile: bool = _option(False, "compile forward pass and loss, on a GPU into a CUDA graph; one process only")
+    start_from: str | None = _option(
+        None,
+        "run directory whose newest weights a new run starts from: all of them, or the encoder's for another method",
+    )
+    extend: bool = _option(
+        False, "train a run for more epochs than it was made for, on the schedule of all of them", run=False
+    )
     out: str | None = _option(None, "run directory [default: runs/METHOD-REGULARIZER-SOURCE-sSEED]", run=False)
     threads: int | None = _option(None, "processor threads [default: PyTorch's choice]", run=False)
     device: str = _option("auto", "where to compute [auto, cpu, cuda]", run=False)
@@ -127,6 +135,13 @@ class TrainConfig:
         "`to_dict` without the fields that say where, not what: directory, threads, device."
         where = [item.name for item in fields(self) if not item.metadata.get("run", True)]
         return {name: value for name, value in self.to_dict().items() if name not in where}
+
+    def training_identity(self) -> dict:
+        "`identity` without what only looks at the training, and with the name of a folder of images instead of its path."
+        looks = [item.name for item in fields(self) if not item.metadata.get("training", True)]
+        kind, colon, path = self.source.partition(":")
+        told = {name: value for name, value in self.identity().items() if name not in looks}
+        return {**told, "source": kind + colon + Path(path).name}
 
 # %% ../../nbs/9_training/config.ipynb #bb0e81c5
 def _number(value, kind=float):
@@ -166,7 +181,7 @@ def _check(c):
     for name in ("holdout", "warmup"):
         real(name, 0, 0.5)
     real("size_full", 0, 1)
-    for name in ("skip_broken", "decay_all", "cluster_study", "collapse_study", "online_probe", "compile"):
+    for name in ("extend", "skip_broken", "decay_all", "cluster_study", "collapse_study", "online_probe", "compile"):
         expect(isinstance(getattr(c, name), bool), f"{name} as true or false", repr(getattr(c, name)))
     for name in ("weight", "weight_decay"):
         real(name, 0)

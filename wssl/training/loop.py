@@ -28,8 +28,9 @@ from ..data.images import Images
 from ..data.stream import StreamedImages
 from ..methods.base import Method
 from .checkpoints import checkpoints, load_checkpoint, newest_manifest, read_manifest, save_checkpoint
-from .config import TrainConfig, differences, views_of
+from .config import TrainConfig, views_of
 from .evaluation import CURVES, MEASURED, OWN, evaluate, load_data, pick_device
+from .going_on import changed_training, extension, first_method, longer
 from .runs import Run, TrainingError, read_metrics, run_directory
 from wssl.training.step import (
     OnlineProbe,
@@ -92,13 +93,17 @@ def _locked(out):
     return locked(out, "a run directory", "trains")
 
 # %% ../../nbs/9_training/loop.ipynb #88f8c69f
-def _claim(out, config):
-    "Make the run directory, or check that it belongs to `config`."
+def _claim(out, config, say):
+    "Make the run directory, or check that it belongs to `config`; a finished run that is extended is finished no more."
     path = out / "config.json"
     held = newest_manifest(out).get("config") or (unsealed(path) if path.is_file() else None)
     if held:
-        difference = differences(TrainConfig.from_dict(held).identity(), config.identity())
+        held = TrainConfig.from_dict(held)
+        difference = changed_training(held, config)
         expect(not difference, f"run directory {out.name!r} to hold the same config", difference)
+        if longer(held, config):
+            say(extension(held, config))
+            (out / "summary.json").unlink(missing_ok=True)
     write_atomically(path, json.dumps(config.to_dict(), indent=1) + "\n")
 
 # %% ../../nbs/9_training/loop.ipynb #8a936f6a
@@ -198,14 +203,18 @@ def train(
         expect(world == 1 or not config.compile, "compile in one process only", f"{world} processes")
         if config.threads:
             torch.set_num_threads(config.threads)
-        method = build_method(config)  # impossible options leave no directory behind
         out, device, data = run_directory(config), pick_device(config.device), None
+        begun = bool(checkpoints(out))
+        method, origin = (
+            (build_method(config), "") if begun else first_method(config)
+        )  # impossible options leave no directory behind
         if first:  # downloads and decodes; the others find it done
             data = load_data(config, device)
         from_first()
         data = data or load_data(config, device)
         with _locked(out) if first else contextlib.nullcontext():
             say = say if say and first else lambda text: None
+            say(origin) if origin else None
             return _train(config, method.to(device), out, data, say, events and first)
 
 # %% ../../nbs/9_training/loop.ipynb #4170e76b
@@ -213,7 +222,7 @@ def _train(config, method, out, data, say, events):
     "`train` in a directory that is ours; only rank 0 writes and speaks."
     if rank(WORLD) == 0:
         with _writing(out, "at the start"):
-            _claim(out, config)
+            _claim(out, config, say)
     if from_first(rank(WORLD) == 0 and _complete(out, say)):
         say(f"{out} is complete")
         return from_first(Run.read(out) if rank(WORLD) == 0 else None)
@@ -320,6 +329,8 @@ def _epoch(net, optimizer, data, config, epoch, out, loss_of, probe):
             )
     seconds = time.monotonic() - began
     line = {"epoch": epoch + 1, "step": (epoch + 1) * steps, **means, "seconds": seconds}
+    if epoch >= 0:
+        line["lr"] = float(optimizer.param_groups[0]["lr"])
     last = epoch + 1 == config.epochs
     if rank(WORLD) == 0 and (last or (config.eval_every and (epoch + 1) % config.eval_every == 0)):
         offline = config.probe if last else "none"

@@ -26,10 +26,13 @@ from .optim import LARS
 # %% ../../nbs/9_training/step.ipynb #4ae0d5bd
 def build_method(
     config: TrainConfig,
+    weights: dict[str, Tensor] | None = None,  # Of the encoder, to start from; None: the seed's
 ) -> Method:
     "The untrained method of a config; encoder and heads each draw from a stream of their own."
     with initialised_from(config.seed, "encoder"):
         net = encoder(config.encoder, config.stem)
+    if weights is not None:  # before the method makes copies of it
+        net.load_state_dict(weights)
     with initialised_from(config.seed, "heads"):
         return config.method.build(net).to(memory_format=torch.channels_last)
 
