@@ -38,7 +38,7 @@ def images_below(
     expect(path.is_dir(), "a folder of images", repr(str(path)))
     expect(size >= 1, "a size of at least 1 pixel", size)
     names = folder_files(path, notes)
-    whole = decode_all(((name, path / name) for name in names), 1, notes=notes, broken=broken, quick=True)
+    whole = decode_all(((name, path / name) for name in names), 1, notes=notes, broken=broken, glance=True)
     kept = [name for block, _ in whole for name in block]
     if not (skip_broken and kept):
         refuse_broken(broken, len(names), path.name)

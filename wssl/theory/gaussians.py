@@ -6,8 +6,6 @@
 __all__ = ['gaussian_w2', 'gaussian_kl', 'bhattacharyya']
 
 # %% ../../nbs/1_theory/gaussians.ipynb #25f78fd2
-import math
-
 import torch
 from torch import Tensor
 
@@ -56,7 +54,8 @@ def gaussian_w2(
     mu, sigma = _moments(mean, cov)
     values, alive = _eigenvalues(sigma, _eps(mean, cov), 4)
     roots = torch.where(alive, torch.where(alive, values, 1).sqrt(), 0)
-    squared = mu @ mu + (roots - math.sqrt(1 / len(mu))).square().sum()  # rounded as the roots are: 0 at the optimum
+    goal = torch.full_like(roots, 1 / len(mu)).sqrt()  # rounded as the roots are: exactly 0 at the optimum
+    squared = mu @ mu + (roots - goal).square().sum()
     apart = squared > 0
     return torch.where(apart, torch.where(apart, squared, 1).sqrt(), 0).to(widen(cov).dtype)
 
