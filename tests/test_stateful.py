@@ -133,7 +133,7 @@ def test_half_rows_and_a_half_default_type_give_what_float32_gives(name, dtype):
 
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "16-true"])
 def test_lightning(precision, tmp_path):
-    lightning = pytest.importorskip("lightning")
+    lightning = pytest.importorskip("lightning", reason="its precisions are what is tested")
 
     class Module(lightning.LightningModule):
         def __init__(self):
