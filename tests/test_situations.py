@@ -6,10 +6,11 @@ import torch.nn.functional as F
 
 from wssl.metrics.diagnosis import diagnose
 from wssl.metrics.resampling import read_rows
-from wssl.metrics.verdict import Facts, alive_dimensions, judge
+from wssl.metrics.verdict import Facts, effective_dimensions, judge
 
 SEEDS = range(2)
-TELLS = {"healthy": "healthy", "partly": "partly collapsed", "constant": "constant collapse", "few": "too few rows"}
+TELLS = {"healthy": "healthy", "anisotropic": "anisotropic", "constant": "constant collapse", "few": "too few rows"}
+TELLS |= {"dead": "dimensional collapse", "cluster": "cluster collapse"}
 
 
 class Draw:
@@ -37,7 +38,7 @@ class Draw:
         return self.normal(n, 1).exp()
 
 
-# name -> (make, truth, dimensions alive or None, relative tolerance)
+# name -> (make, truth, effective dimensions or None)
 SITUATIONS = {
     # healthy
     "Gaussian, many rows": (lambda d: d.normal(3000, 64), "healthy", 64),
@@ -58,24 +59,24 @@ SITUATIONS = {
     "one-hot codes, 64 of 64": (lambda d: torch.eye(64)[torch.arange(4096) % 64], "healthy", 64),
     "ReLU of a Gaussian": (lambda d: d.normal(4000, 64).relu(), "healthy", 64),
     "half precision": (lambda d: d.normal(1000, 32).half(), "healthy", 32),
-    # partly collapsed
-    "half of 128": (lambda d: d.alive(2000, 128, 64), "partly", 64),
-    "half of 128, n = m": (lambda d: d.alive(128, 128, 64), "partly", 64),
-    "a quarter of 256, n = m / 2": (lambda d: d.alive(128, 256, 64), "partly", 64),
-    "38 of 256": (lambda d: d.alive(3000, 256, 38), "partly", 38),
-    "8 of 128": (lambda d: d.alive(2000, 128, 8), "partly", 8),
-    "2 of 64": (lambda d: d.alive(1000, 64, 2), "partly", 2),
-    "one line": (lambda d: d.alive(500, 32, 1), "partly", 1),
-    "127 of 128": (lambda d: d.alive(2000, 128, 127), "partly", 127),
-    "half, with a leak": (lambda d: d.alive(2000, 128, 64, leak=0.05), "partly", None),
-    "half, uneven norms": (lambda d: d.alive(2000, 64, 32) * d.lengths(2000), "partly", 32),
-    "spectrum 1/k^2": (lambda d: d.normal(2000, 128) / torch.arange(1, 129), "partly", None),
-    "large mean": (lambda d: d.normal(2000, 64) + 1.0, "partly", 64),
-    "large mean, half of the dimensions": (lambda d: d.alive(2000, 64, 32) + d.normal(1, 64), "partly", None),
-    "ten tight clusters in 128": (lambda d: d.clusters(2000, 128, 10, 0.1), "partly", None),
-    "two clusters, opposite": (lambda d: d.normal(1000, 1).sign() * torch.ones(1, 64) / 8 + 0.05 * d.normal(1000, 64), "partly", None),
-    "three quarters of the rows zero": (lambda d: torch.cat([d.normal(500, 32), torch.zeros(1500, 32)]), "partly", None),
-    "ReLU, half of the units dead": (lambda d: d.normal(4000, 64).relu() * (torch.arange(64) < 32), "partly", 32),
+    # collapsed in part, or decaying
+    "half of 128": (lambda d: d.alive(2000, 128, 64), "dead", 64),
+    "half of 128, n = m": (lambda d: d.alive(128, 128, 64), "dead", 64),
+    "a quarter of 256, n = m / 2": (lambda d: d.alive(128, 256, 64), "dead", 64),
+    "38 of 256": (lambda d: d.alive(3000, 256, 38), "dead", 38),
+    "8 of 128": (lambda d: d.alive(2000, 128, 8), "dead", 8),
+    "2 of 64": (lambda d: d.alive(1000, 64, 2), "dead", 2),
+    "one line": (lambda d: d.alive(500, 32, 1), "dead", 1),
+    "127 of 128": (lambda d: d.alive(2000, 128, 127), "healthy", 127),
+    "half, with a leak": (lambda d: d.alive(2000, 128, 64, leak=0.05), "dead", None),
+    "half, uneven norms": (lambda d: d.alive(2000, 64, 32) * d.lengths(2000), "dead", 32),
+    "spectrum 1/k^2": (lambda d: d.normal(2000, 128) / torch.arange(1, 129), "anisotropic", None),
+    "large mean": (lambda d: d.normal(2000, 64) + 1.0, "anisotropic", 64),
+    "large mean, half of the dimensions": (lambda d: d.alive(2000, 64, 32) + d.normal(1, 64), "dead", None),
+    "ten tight clusters in 128": (lambda d: d.clusters(2000, 128, 10, 0.1), "cluster", None),
+    "two clusters, opposite": (lambda d: d.normal(1000, 1).sign() * torch.ones(1, 64) / 8 + 0.05 * d.normal(1000, 64), "anisotropic", None),
+    "three quarters of the rows zero": (lambda d: torch.cat([d.normal(500, 32), torch.zeros(1500, 32)]), "cluster", None),
+    "ReLU, half of the units dead": (lambda d: d.normal(4000, 64).relu() * (torch.arange(64) < 32), "dead", 32),
     "one-hot codes, 64 of 128": (lambda d: torch.eye(128)[torch.arange(4096) % 64], "few", None),
     # constant
     "one point": (lambda d: d.normal(1, 64).expand(500, 64).contiguous(), "constant", 0),
@@ -100,7 +101,7 @@ def test_the_verdict_is_the_truth(name):
         found = diagnose(make(Draw(seed)))
         assert found.status == TELLS[truth], (seed, found.sentence)
         assert found.sentence.startswith("too few rows to tell" if truth == "few" else TELLS[truth])
-        alive = found.values["dimensions alive"]
+        alive = found.values["effective dimensions"]
         assert (alive.value is None) == (truth == "few")
         if dimensions is not None:
             m = found.values["dimensions"].value
@@ -121,11 +122,11 @@ def test_never_the_opposite_of_the_truth(m, share):
     for number, n in enumerate(torch.logspace(0.7, 3.3, 40).int().tolist()):
         draw = Draw(number)
         verdict = judge(facts(draw.normal(n, m) if share == 1 else draw.alive(n, m, r)))
-        truth = "healthy" if share == 1 else "partly collapsed"
+        truth = "healthy" if share == 1 else "dimensional collapse"
         assert verdict.status in {truth, "too few rows"}, (n, verdict.sentence)
         if n >= max(64, 4 * m):
             assert verdict.status == truth, (n, verdict.sentence)
-            assert abs(verdict.alive - r) <= max(1, 0.05 * r), (n, verdict.sentence)
+            assert abs(verdict.effective - r) <= max(1, 0.05 * r), (n, verdict.sentence)
 
 
 def test_shuffling_and_turning_and_scaling_change_nothing():
@@ -142,7 +143,7 @@ def test_shuffling_and_turning_and_scaling_change_nothing():
     for other in others:
         found = diagnose(other)
         assert found.status == first.status
-        assert found.values["dimensions alive"].value == first.values["dimensions alive"].value
+        assert found.values["effective dimensions"].value == first.values["effective dimensions"].value
         assert found.values["W2"].value == pytest.approx(first.values["W2"].value, abs=1e-5)
 
 
@@ -156,15 +157,17 @@ def test_the_floor_of_few_rows_is_not_half_a_collapse():
 
 def test_a_range_holds_the_truth_and_narrows():
     widths = []
-    for n in (128, 512, 4096):
-        alive = diagnose(Draw(n).alive(n, 128, 64)).values["dimensions alive"]
-        assert alive.low <= 64 <= alive.high
-        widths.append(alive.high - alive.low)
+    for n in (160, 512, 4096):
+        values = diagnose(Draw(n).alive(n, 128, 64)).values
+        effective, dead = values["effective dimensions"], values["dead directions"]
+        assert effective.low <= 64 <= effective.high and dead.low == dead.value == dead.high == 64
+        decaying = diagnose(Draw(n).normal(n, 128) * torch.arange(1, 129) ** -0.5).values["effective dimensions"]
+        widths.append(decaying.high - decaying.low)
     assert widths[2] < widths[0]
 
 
-def test_alive_dimensions_inverts_the_null_law():
+def test_effective_dimensions_inverts_the_null_law():
     from wssl.metrics.wasserstein import null_law
 
     for n, m, r in [(64, 128, 30), (1000, 64, 64), (4096, 512, 7)]:
-        assert alive_dimensions((r / m) ** 0.5 * null_law(n, r)[0] * (1 + 1e-12), n, m) == r
+        assert effective_dimensions((r / m) ** 0.5 * null_law(n, r)[0] * (1 + 1e-12), n, m) == r

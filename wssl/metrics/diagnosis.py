@@ -20,11 +20,11 @@ from ..core.checks import InputError, as_embeddings, as_labels, as_views, check_
 from ..core.paths import write_atomically
 from ..core.rows import normalize_rows, widen
 from .clustering import silhouettes
-from .pairs import SAMPLE, read_pairs, sample_rows
+from .pairs import SAMPLE, read_pairs, sample_rows, tight_groups
 from .pictures import draw_all, page, png, table_html
 from .resampling import READ, interval, one_thread, read_rows, resample
 from .spectrum import alpha_req, participation_ratio, rankme, stable_rank
-from .verdict import Facts, alive_dimensions, judge, spectrum_shape
+from .verdict import CONSTANT, Facts, effective_dimensions, judge, spectrum_shape
 from .wasserstein import _correction, live_fraction, null_law, uniformity_floor, wasserstein_uniformity
 from ..theory.sphere import uniformity_of_sphere
 
@@ -70,7 +70,7 @@ _HEADER = ["", "value", "95 % interval", "reference", "range", "meaning"]
 class Diagnosis:
     "What `diagnose` found: `status` and `sentence` first, then every number with its reference. Shows itself in a notebook; `figure()`, `to_html()`, `to_dict()`, `save()`."
 
-    status: str  # "healthy", "partly collapsed", "constant collapse" or "too few rows"
+    status: str  # "healthy", "anisotropic", "dimensional collapse", "cluster collapse", "constant collapse" or "too few rows"
     sentence: str  # The verdict in words
     values: dict[str, Number]  # With reference, meaning, range and interval
     notes: tuple  # What was subsampled or left out
@@ -83,7 +83,7 @@ class Diagnosis:
     growth: tuple = ()  # For more and more rows: n, W2, floor, live
     classes: tuple = ()  # For each class: class, rows, spread, nearest
     between: Tensor | None = None  # Cosines of class means about the overall mean, where there are 2 to 100
-    history: tuple = ()  # For each stage: stage, alive, share, low, high, W2, floor, status
+    history: tuple = ()  # For each stage: stage, effective, share, low, high, dead, W2, floor, status
 
     @property
     def table(self):
@@ -213,29 +213,38 @@ def _evenness(reading, whole, verdict, errors, different, now):
         root = values.sqrt().sum().item() * _correction(values.flip(0).sqrt(), n, m)
         corrected = max(0.0, 1 + power - 2 / m**0.5 * root) ** 0.5
     meaning, span = "distance from uniform; reference: as many uniform points", "0 to 1.414"
-    w2, live = Number(now["W2"], (2 - 2 * null) ** 0.5, meaning, span), 0.0 if verdict.alive == 0 else None
-    if verdict.alive != 0 and different >= 32:
+    w2, live = Number(now["W2"], (2 - 2 * null) ** 0.5, meaning, span), 0.0 if verdict.effective == 0 else None
+    if verdict.effective != 0 and different >= 32:
         live = live_fraction(now["W2"], distinct, m)
-    live = Number(live, 1.0, "share of dimensions that would give this W2", "0 to 1")
+    live = Number(live, 1.0, "share of dimensions that would give this W2, the mean included", "0 to 1")
     if "evenness" in errors and live.value is not None:
         low, high = interval(now["evenness"], errors["evenness"], 0, 1 / null)
         w2 = w2._replace(low=(2 - 2 * null * high) ** 0.5, high=(2 - 2 * null * low) ** 0.5)
-        live = live._replace(low=min(low, 1.0) ** 2, high=min(high, 1.0) ** 2) if verdict.alive else live
+        live = live._replace(low=min(low, 1.0) ** 2, high=min(high, 1.0) ** 2) if verdict.effective else live
     return {
         "W2": w2,
         "z-score": Number(z, "within 3", "deviations above uniform points, positive is less uniform"),
         "W2 corrected": Number(corrected, 0.0, "without the bias of the sample, where n is at least 2m", span),
         "live fraction": live,
-        "dimensions alive": _alive_number(verdict, m),
+        "effective dimensions": _effective_number(verdict, m),
+        "dead directions": _dead_number(verdict, m),
     }
 
 # %% ../../nbs/2_metrics/diagnosis.ipynb #124ae916
-def _alive_number(verdict, m):
+def _effective_number(verdict, m):
     "The verdict's number and range."
-    if not verdict.alive:
-        return Number(verdict.alive, m, "of the spectrum's shape, the mean aside", f"0 to {m:,}")
-    meaning = "by the spectrum's shape, the mean aside; interval with a margin of 2 %"
-    return Number(verdict.alive, m, meaning, f"0 to {m:,}", verdict.low, verdict.high)
+    if not verdict.effective:
+        return Number(verdict.effective, m, "as uniform as so many, the mean aside", f"0 to {m:,}")
+    meaning = "as uniform as so many, the mean aside; interval with a margin of 2 %"
+    return Number(verdict.effective, m, meaning, f"0 to {m:,}", verdict.low, verdict.high)
+
+
+def _dead_number(verdict, m):
+    "How many directions carry nothing; the range is what sampling leaves."
+    meaning = "zero, behind a cliff, or below a tenth of the law k^-2"
+    if verdict.dead is None:
+        return Number(None, 0, meaning + "; too few rows to say", f"0 to {m:,}")
+    return Number(verdict.dead.count, 0, meaning, f"0 to {m:,}", verdict.dead.low, verdict.dead.high)
 
 
 def _significant(cov):
@@ -339,9 +348,9 @@ def _label_views(z, labels, values, cov):
         return found, (), None
     within = torch.linalg.eigvalsh(cov.cpu() - apart.T @ apart).flip(0).clamp_min(0)
     if n - len(names) >= max(32, 2 * m) and within.sum() > 1e-6 * variance and variance > 0:
-        alive = alive_dimensions(spectrum_shape(within, n - len(names)), n - len(names), m)
-        found["alive within classes"] = Number(
-            alive, m, "dimensions alive around the class means, all classes together", f"1 to {m:,}"
+        effective = effective_dimensions(spectrum_shape(within, n - len(names)), n - len(names), m)
+        found["effective within classes"] = Number(
+            effective, m, "effective dimensions around the class means, all classes together", f"1 to {m:,}"
         )
     picks = sample_rows(n)
     if 2 <= len(labels[picks.to(labels.device)].unique()) and variance > 0:
@@ -402,28 +411,46 @@ def _unlabelled(labels):
     return [f"{missing:,} rows without a label are left out of what needs labels"] if missing else []
 
 
-def _judged(reading, whole, different, pairs, errors, share, std):
+def _judged(reading, whole, together, different, pairs, groups, errors, share, std, space):
     "The verdict; `share` of the variance lies between classes."
     near = pairs.near if pairs.rows == reading.n or pairs.near < pairs.rows / 2 else different
-    zeros, positive = reading.zeros / reading.n, reading.lowest >= 0
-    near, error = min(near, different), errors.get("log shape", 0.0)
-    still = int((std <= 1e-7 * std.max()).sum())
-    found = judge(Facts(reading.n, different, near, *whole, zeros, positive, error, pairs.groups, still))
-    if found.status != "partly collapsed" or share < 0.9:
+    facts = Facts(
+        reading.n,
+        different,
+        min(near, different),
+        *whole,
+        zeros=reading.zeros / reading.n,
+        positive=reading.lowest >= 0,
+        error=errors.get("log shape", 0.0),
+        groups=groups.number,
+        tightness=groups.tightness,
+        points=groups.points,
+        still=int((std <= 1e-7 * std.max()).sum()),
+        forbidden=_same_sum(reading.raw.cov),
+        space=space,
+    )
+    found = judge(facts)
+    if not found.status.endswith("collapse") or share < 0.9:
         return found
     words = f"; what is left tells the classes apart ({share:.0%} of the variance lies between them)"
     return replace(found, sentence=found.sentence + words)
 
+
+def _same_sum(cov):
+    "1 where the entries of every row have the same sum, as after LayerNorm, softmax or one-hot coding; else 0."
+    return int(cov.sum() <= 1e-9 * len(cov) * cov.trace()) if len(cov) > 1 and cov.trace() > 0 else 0
+
 # %% ../../nbs/2_metrics/diagnosis.ipynb #b16a1e8b
-def _report(z, reading, labels, aligned):
+def _report(z, reading, labels, aligned, space):
     "`Diagnosis` from one reading; `aligned` are numbers of a second view."
     different, whole, together = reading.effective_rows(), reading.whole(), reading.together()
-    pairs = read_pairs(z[sample_rows(len(z)).to(z.device)])
+    pairs, groups = read_pairs(z[sample_rows(len(z)).to(z.device)]), tight_groups(z)
     errors = resample(reading, _statistics, different) if different >= 32 and whole[0][0] > 0 else {}
     classed, classes, between = ({}, (), None) if labels is None else _labelled(z, labels, whole[0], together.cov)
     share = classed["class share"].value if classed else 0.0
     std = together.cov.diagonal().clamp_min(0).sqrt().cpu()
-    verdict, now = _judged(reading, whole, different, pairs, errors, share, std), _statistics(*whole, different)
+    verdict = _judged(reading, whole, together, different, pairs, groups, errors, share, std, space)
+    now = _statistics(*whole, different)
     values = _sizes(reading, different) | _evenness(reading, whole, verdict, errors, different, now)
     even, ends = uniformity_of_sphere(reading.m), interval(pairs.lu, pairs.error, -8, 0)
     values["L_U"] = Number(pairs.lu, even, "uniformity loss, 0 is worst; reference: uniform law", "-8 to 0", *ends)
@@ -440,15 +467,17 @@ def diagnose(
     z,  # Embeddings, shape (n, m), at least 2 rows; memory-mapped ones are read in chunks
     z2=None,  # Embeddings of a second view of the same samples, shape (n, m): adds the alignment
     labels=None,  # Class of each row, shape (n,), integers, negative: none: adds what lies within and between classes
+    space: str = "representation",  # Or "embedding": what a loss asked for uniformity, so that the uniform law is expected
     progress=None,  # Called with the number of rows read so far
 ) -> Diagnosis:  # Verdict, numbers with references and intervals, figure
-    "Has `z` collapsed, how much, and are there rows enough to tell? Raises `InputError` where `z` is no finite matrix of two rows or more."
+    "Has `z` collapsed, how much, and are there rows enough to tell? Raises `InputError` where `z` is no finite matrix of two rows or more, or for another space."
+    expect(space in CONSTANT, "space representation or embedding", repr(space))
     z = expect_no_batch(as_embeddings(z, min_rows=2).detach())
     labels = None if labels is None else as_labels(labels, len(z))
     aligned = {} if z2 is None else {"alignment": _second_view(z, z2)}
     reading = read_rows(z, progress)
     with one_thread():
-        return _report(z, reading, labels, aligned)
+        return _report(z, reading, labels, aligned, space)
 
 # %% ../../nbs/2_metrics/diagnosis.ipynb #94e4d35a
 def history_words(
@@ -467,23 +496,25 @@ def history_words(
 
 def _stage(name, found):
     v, m = found.values, found.values["dimensions"].value
-    alive, w2 = v["dimensions alive"], v["W2"]
-    share, low, high = (None if x is None else x / m for x in (alive.value, alive.low, alive.high))
+    effective, w2 = v["effective dimensions"], v["W2"]
+    share, low, high = (None if x is None else x / m for x in (effective.value, effective.low, effective.high))
     low, high = (share if x is None else x for x in (low, high))
-    numbers = {"alive": alive.value, "share": share, "low": low, "high": high, "W2": w2.value}
+    numbers = {"effective": effective.value, "share": share, "low": low, "high": high}
+    numbers |= {"dead": v["dead directions"].value, "W2": w2.value}
     return {"stage": str(name)} | numbers | {"floor": float(w2.reference), "status": found.status}
 
 # %% ../../nbs/2_metrics/diagnosis.ipynb #83698313
 def follow(
     stages,  # (name, embeddings) in order of time; an iterator may load one after the other
     labels=None,  # Class of each row of the last stage
+    space: str = "representation",  # Or "embedding", as in `diagnose`
     progress=None,  # Called with the number of rows of the present stage read so far
 ) -> Diagnosis:  # Of the last stage, with the `history` of all
     "Since when? `diagnose` of every stage. Raises `InputError` for none."
     history, found, last = [], None, None
     for name, z in stages:
-        found, last = diagnose(z, progress=progress), z
+        found, last = diagnose(z, space=space, progress=progress), z
         history.append(_stage(name, found))
     expect(found is not None, "at least one stage", "none")
-    found = found if labels is None else diagnose(last, labels=labels)
+    found = found if labels is None else diagnose(last, labels=labels, space=space)
     return replace(found, history=tuple(history))

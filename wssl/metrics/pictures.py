@@ -83,7 +83,7 @@ def draw_growth(
     ax,  # Axes
     d,  # With `growth`: a dict for each number of rows, with n, W2, floor, live
 ):
-    "$W_2$ and the share alive through more and more rows: the share settles where rows are enough."
+    "$W_2$ and the live fraction through more and more rows: the latter settles where rows are enough."
     n = [line["n"] for line in d.growth]
     ax.semilogx(n, [line["W2"] for line in d.growth], color=color("w2"), marker=".", label=r"$\mathcal{W}_2$")
     ax.semilogx(
@@ -101,12 +101,12 @@ def draw_history(
     ax,  # Axes
     d,  # With `history`: a dict for each stage, with stage, W2, floor, share, low, high
 ):
-    "Share of dimensions alive with its range, and $W_2$, stage by stage."
+    "Share of effective dimensions with its range, and $W_2$, stage by stage."
     x = range(len(d.history))
     known = [(i, h) for i, h in enumerate(d.history) if h["share"] is not None]
     if known:
         at, lines = zip(*known, strict=True)
-        ax.plot(at, [h["share"] for h in lines], color=color("rankme"), marker="o", label="share alive")
+        ax.plot(at, [h["share"] for h in lines], color=color("rankme"), marker="o", label="effective dimensions, share")
         ax.fill_between(at, [h["low"] for h in lines], [h["high"] for h in lines], color=color("rankme"), alpha=0.2)
     ax.plot(x, [h["W2"] for h in d.history], color=color("w2"), marker="o", label=r"$\mathcal{W}_2$")
     ax.plot(x, [h["floor"] for h in d.history], color="black", linestyle="--", linewidth=1, label="uniform points")
@@ -175,7 +175,8 @@ h1{font-size:1.4em;border-left:.4em solid var(--mark);padding-left:.6em}table{bo
 td,th{padding:.25em .8em;text-align:right;border-bottom:1px solid var(--line)}td.words,th.words{text-align:left}
 .soft{color:var(--soft);font-size:.9em}img{max-width:100%}div.wide{overflow-x:auto}
 """
-MARKS = {"healthy": "#029e73", "partly collapsed": "#de8f05", "constant collapse": "#d55e00", "too few rows": "#949494"}
+MARKS = {"healthy": "#029e73", "anisotropic": "#56b4e9", "too few rows": "#949494"}
+MARKS |= dict.fromkeys(("dimensional collapse", "cluster collapse", "constant collapse"), "#d55e00")
 
 
 def png(

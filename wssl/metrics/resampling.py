@@ -8,7 +8,7 @@ __all__ = ['MOST_KEYS', 'READ', 'LARGEST', 'different_rows', 'Reading', 'group_n
 
 # %% ../../nbs/2_metrics/resampling.ipynb #69bddddf
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -68,41 +68,31 @@ class Reading:
             total.merge(group)
         return total
 
-    def at(self, weights: Tensor) -> tuple[Tensor, float, float]:
-        "Eigenvalues (descending), squared length of the mean, and mean squared length, each group counted `weights` times."
-        return _wide_moments(self, weights) if self.rows is not None else _tall_moments(self, weights)
+    def without(self, group: int):
+        "The moments of the rows outside one group."
+        others = [each for number, each in enumerate(self.groups) if number != group]
+        kept = None if self.rows is None else self.rows[torch.arange(self.n) % len(self.groups) != group]
+        return replace(self, groups=others, rows=kept)
 
     def whole(self) -> tuple[Tensor, float, float]:
-        "`at` with every group once."
-        return self.at(torch.ones(len(self.groups), dtype=torch.float64))
+        "Eigenvalues (descending), squared length of the mean, and mean squared length."
+        if self.rows is None:
+            total = self.together()
+            cov, mean = total.cov.cpu(), total.mean.cpu()
+        else:
+            mean = self.rows.mean(0)
+            cov = (self.rows - mean) @ (self.rows - mean).T / len(self.rows)
+        return _spectrum(cov, self.m), (mean @ mean).item(), (cov.trace() + mean @ mean).item()
 
 # %% ../../nbs/2_metrics/resampling.ipynb #5e76e0c6
-def _tall_moments(reading, weights):
-    count = weights * torch.tensor([float(g.count) for g in reading.groups], dtype=torch.float64)
-    means = torch.stack([g.mean.cpu() for g in reading.groups])
-    mean = count @ means / count.sum()
-    apart = (means - mean) * (count / count.sum()).sqrt()[:, None]
-    cov = apart.T @ apart
-    for share, group in zip(count / count.sum(), reading.groups, strict=True):
-        if share and group.count:
-            cov += share * group.cov.cpu()
-    return *_spectrum(cov, reading.m), (mean @ mean).item(), (cov.trace() + mean @ mean).item()
-
-
-def _wide_moments(reading, weights):
-    share = weights[torch.arange(reading.n) % len(weights)]
-    share = share / share.sum()
-    mean = share @ reading.rows
-    rows = (reading.rows - mean) * share.sqrt()[:, None]
-    product = rows @ rows.T
-    return *_spectrum(product, reading.m), (mean @ mean).item(), (product.trace() + mean @ mean).item()
-
-
 def _spectrum(product, m):
-    "m eigenvalues, descending, 0 below rounding: a tuple of one."
+    "m eigenvalues, descending, 0 below rounding."
     values = torch.linalg.eigvalsh(product).flip(0)
-    values = torch.where(values > max(len(values), 8) * torch.finfo(values.dtype).eps * values[0], values, 0)
-    return (torch.cat([values, values.new_zeros(m - len(values))]),)
+    return torch.cat([_rounded(values), values.new_zeros(m - len(values))])
+
+
+def _rounded(values):
+    return torch.where(values > max(len(values), 8) * torch.finfo(values.dtype).eps * values.amax(), values, 0)
 
 # %% ../../nbs/2_metrics/resampling.ipynb #1d4d8397
 READ = 16384  # Rows read at once, a multiple of every number of groups
@@ -175,6 +165,44 @@ def read_rows(
     found.rows = normalize_rows(z.double()).cpu() if n <= m else None
     return found
 
+# %% ../../nbs/2_metrics/resampling.ipynb #d91fe0a3
+def _directions(cov):
+    "Eigenvectors as columns, those of the largest eigenvalues first; single precision is enough for a first order."
+    return torch.linalg.eigh(cov.float() if len(cov) > 128 else cov)[1].flip(1)
+
+
+def _parts(reading):
+    "Of each group: rows, squares and means along the directions of the whole, mean squared length, mean."
+    total = reading.together()
+    mean, vectors = total.mean.cpu(), _directions(total.cov.cpu())
+    for group in reading.groups:
+        cov, own = group.cov.cpu(), group.mean.cpu()
+        along = vectors.double().T @ (own - mean)
+        squares = ((cov.to(vectors.dtype) @ vectors) * vectors).sum(0).double() + along.square()
+        yield group.count, squares, along, (cov.trace() + own @ own).item(), own
+
+
+def _to_first_order(reading):
+    "`leave_one_out` of many rows, from one eigenproblem."
+    parts = list(_parts(reading))
+    sums = [sum(part[0] * part[k] for part in parts) for k in range(1, 5)]
+    for count, *own in parts:
+        rest = reading.n - count
+        squares, along, power, mean = ((total - count * each) / rest for total, each in zip(sums, own, strict=True))
+        values = (squares - along.square()).clamp_min(0).sort(descending=True).values
+        yield _rounded(values), (mean @ mean).item(), float(power)
+
+
+def leave_one_out(
+    reading: Reading,
+):  # Iterator of (eigenvalues, squared length of the mean, mean squared length), as `Reading.whole`
+    "The moments without each group in turn; from twice as many rows as dimensions on, eigenvalues to first order."
+    if reading.n >= 2 * reading.m:
+        yield from _to_first_order(reading)
+        return
+    for g in range(len(reading.groups)):
+        yield reading.without(g).whole()
+
 # %% ../../nbs/2_metrics/resampling.ipynb #b6c069bd
 @contextmanager
 def one_thread():
@@ -201,12 +229,9 @@ def resample(
         return {}
     kept = n * (1 - 1 / groups)
     same = (1 / different - 1 / n) / (1 - 1 / n)  # chance that two of the rows are equal
-    left, found = 1 / (1 / kept + same * (1 - 1 / kept)), []
-    for number in range(groups):
-        weights = torch.ones(groups, dtype=torch.float64)
-        weights[number] = 0
-        with one_thread():
-            found.append(statistic(*reading.at(weights), left))
+    left = 1 / (1 / kept + same * (1 - 1 / kept))
+    with one_thread():
+        found = [statistic(*moments, left) for moments in leave_one_out(reading)]
     columns = {name: torch.tensor([float(draw[name]) for draw in found], dtype=torch.float64) for name in found[0]}
     factor = (groups - 1) / groups**0.5 * _STUDENT[groups] / _STUDENT[32]
     return {name: factor * column.std().item() for name, column in columns.items()}
