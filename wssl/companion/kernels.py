@@ -23,15 +23,19 @@ from ..core.checks import expect
 
 # %% ../../nbs/companion/kernels.ipynb #534a0595
 _SERVER = """
-import json, os, signal, sys
-import fastcore.test, ipykernel.kernelapp, pandas, scipy.stats, seaborn, torch
+import gc, json, os, signal, sys
 
+gc.disable()
+import fastcore.test, ipykernel.kernelapp, pandas, scipy.stats, seaborn, sklearn.datasets, torch, torch._dynamo, torchmetrics, torchvision
+
+gc.freeze()  # no copy has to look through what was imported whenever it collects garbage
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 for line in sys.stdin:
     server, pid = os.getpid(), os.fork()
     if pid:
         print(pid, flush=True)
         continue
+    gc.enable()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()  # what the notebook starts ends with it
     nothing = os.open(os.devnull, os.O_RDWR)
