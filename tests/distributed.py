@@ -10,7 +10,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 # one server a test session imports what the processes need; it has never computed anything, so it may be forked
-multiprocessing.set_forkserver_preload(["torch", "wssl.evaluation", "wssl.training", "tests.distributed"])
+multiprocessing.set_forkserver_preload(
+    ["torch", "torch._dynamo", "wssl.evaluation", "wssl.training", "tests.distributed"]
+)
 
 
 def _rank_main(rank, fn, world_size, port, results):

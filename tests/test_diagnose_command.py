@@ -339,13 +339,22 @@ print("grew", top[0] - before)
 """
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads the memory that Linux tells of a process")
-@pytest.mark.parametrize("ending", [".npy", ".safetensors", ".pt"])
-def test_memory_does_not_grow_with_the_file(tmp_path, ending):
-    "Half a gigabyte of embeddings: a copy would show."
-    z, at = np.lib.format.open_memmap(tmp_path / "z.npy", "w+", np.float32, (1_000_000, 128)), tmp_path / f"z{ending}"
+@pytest.fixture(scope="module")
+def half_a_gigabyte(tmp_path_factory):
+    "A million embeddings, drawn once and on the disk only."
+    path = tmp_path_factory.mktemp("large") / "z.npy"
+    z = np.lib.format.open_memmap(path, "w+", np.float32, (1_000_000, 128))
     for start in range(0, len(z), 50_000):
         z[start : start + 50_000] = np.random.default_rng(start).standard_normal((50_000, 128), dtype=np.float32)
+    yield z
+    path.unlink()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads the memory that Linux tells of a process")
+@pytest.mark.parametrize("ending", [".npy", ".safetensors", ".pt"])
+def test_memory_does_not_grow_with_the_file(half_a_gigabyte, tmp_path, ending):
+    "Half a gigabyte of embeddings: a copy would show."
+    z, at = half_a_gigabyte, half_a_gigabyte.filename if ending == ".npy" else tmp_path / f"z{ending}"
     if ending != ".npy":
         whole = torch.from_numpy(z)
         torch.save({"z": whole}, at) if ending == ".pt" else save_file({"z": whole}, at)

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from wssl.companion import jobs
+from wssl.companion.cli import main
 from wssl.companion.records import read_runs
 from wssl.core.checks import InputError
 
@@ -23,19 +24,34 @@ TINY = {
 }
 
 
+def make(root):
+    (root / "nbs").mkdir()
+    (root / "settings.ini").write_text("[DEFAULT]\n")
+    (root / "tiny.json").write_text(json.dumps(TINY))
+    return root
+
+
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    (tmp_path / "nbs").mkdir()
-    (tmp_path / "settings.ini").write_text("[DEFAULT]\n")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny.json").write_text(json.dumps(TINY))
-    return tmp_path
+    return make(tmp_path)
 
 
-def test_what_is_recorded_is_not_trained_again(checkout):
-    study, said = jobs.read_study("tiny.json"), []
-    assert jobs.run_jobs(study, checkout / "runs", "tiny", checkout, workers=1, say=said.append) == []
-    first = read_runs("tiny", checkout)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A checkout whose tiny study was trained and recorded, and what failed of it."""
+    root = make(tmp_path_factory.mktemp("trained"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        study = jobs.read_study("tiny.json")
+        return root, jobs.run_jobs(study, root / "runs", "tiny", root, workers=1, say=lambda line: None)
+
+
+def test_what_is_recorded_is_not_trained_again(trained, monkeypatch):
+    (checkout, failed), said = trained, []
+    monkeypatch.chdir(checkout)
+    study, first = jobs.read_study("tiny.json"), read_runs("tiny", checkout)
+    assert failed == []
     assert sorted(run["variant"] for run in first) == ["cold", "warm"]
     assert [run["environment"]["threads"] for run in first] == [1, 1]
     assert jobs.run_jobs(study, checkout / "runs", "tiny", checkout, workers=1, say=said.append) == []
@@ -43,9 +59,10 @@ def test_what_is_recorded_is_not_trained_again(checkout):
     assert read_runs("tiny", checkout) == first
 
 
-def test_a_record_of_another_configuration_is_not_taken_for_it(checkout):
-    study = jobs.read_study("tiny.json")
-    jobs.run_jobs(study, checkout / "runs", "tiny", checkout, workers=1, say=lambda line: None)
+def test_a_record_of_another_configuration_is_not_taken_for_it(trained, monkeypatch):
+    checkout = trained[0]
+    monkeypatch.chdir(checkout)
+    assert not jobs.unrecorded(jobs.read_study("tiny.json"), "tiny", checkout)
     (checkout / "other.json").write_text(json.dumps(TINY | {"common": TINY["common"] | {"lr": 0.5}}))
     assert len(jobs.unrecorded(jobs.read_study("other.json"), "tiny", checkout)) == 2
 
@@ -78,15 +95,11 @@ def test_another_file_is_refused_in_one_sentence(checkout, told, sentence):
     assert sentence in str(error.value) and "\n" not in str(error.value)
 
 
-def command(*words, cwd):
-    return subprocess.run([sys.executable, "-m", "wssl", "train", *words], cwd=cwd, capture_output=True, text=True)
-
-
-def test_options_of_a_single_run_do_not_go_with_a_file(checkout):
+def test_options_of_a_single_run_do_not_go_with_a_file(checkout, capsys):
     for words in (["--epochs", "3"], ["--method.temperature", "1"], ["--w2", "0.1"]):
         method = ["--method", "simclr"] if "--method.temperature" in words else []
-        told = command("--jobs", "tiny.json", *method, *words, cwd=checkout)
-        assert told.returncode == 2 and "--jobs beside --record, --workers and --project only" in told.stderr
+        assert main(["train", "--jobs", "tiny.json", *method, *words]) == 2
+        assert "--jobs beside --record, --workers and --project only" in capsys.readouterr().err
     assert not (checkout / "runs").exists()
 
 

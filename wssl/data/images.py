@@ -14,6 +14,7 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -152,18 +153,27 @@ def long_tail_rows(
     ]
     return torch.cat(kept).sort().values
 
+# %% ../../nbs/5_data/images.ipynb #d161ab1e
+def _digit_table():
+    "One row a digit: 64 grey values, then the label."
+    table = Path(find_spec("sklearn").submodule_search_locations[0]) / "datasets/data/digits.csv.gz"
+    if table.exists():
+        return np.loadtxt(table, delimiter=",")
+    from sklearn.datasets import load_digits  # a release that keeps them elsewhere
+
+    data, y = load_digits(return_X_y=True)
+    return np.column_stack([data, y])
+
 # %% ../../nbs/5_data/images.ipynb #9980a17d
 def digits(
     split: str,  # "train" or "test": four fifths and one fifth of every class
     size: int = 32,  # Pixels a side
 ) -> Images:
     "The 1,797 digits of scikit-learn, enlarged bilinearly to `size` with three equal channels."
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    grey = torch.from_numpy(data.images).float().mul(16).clamp(max=255)[:, None]
+    table = torch.from_numpy(_digit_table())
+    grey = table[:, :64].float().view(-1, 1, 8, 8).mul(16).clamp(max=255)
     x = F.interpolate(grey, size=(size, size), mode="bilinear", align_corners=False).round().byte()
-    everything = Images(x.repeat(1, 3, 1, 1), torch.from_numpy(data.target).long(), tuple("0123456789"), "digits")
+    everything = Images(x.repeat(1, 3, 1, 1), table[:, 64].long(), tuple("0123456789"), "digits")
     return everything.take(split_rows(everything.y, split))
 
 # %% ../../nbs/5_data/images.ipynb #c3468408
