@@ -72,11 +72,10 @@ def embeddings_of(
     notes: list,  # Gains what was decided while reading
 ):  # (embeddings, labels or None)
     "Embeddings from a file, or of a folder of images."
-    from wssl.evaluation.arrow import is_saved
-    from wssl.evaluation.sources import READERS, load_embeddings
+    from wssl.evaluation.sources import READERS, load_embeddings, saved_as
 
     network = options.checkpoint or options.model
-    if not Path(path).is_dir() or is_saved(path):
+    if not Path(path).is_dir() or saved_as(path):
         expect(not network, "a folder of images for --checkpoint or --model", repr(path))
         return load_embeddings(path, options.key, notes), None
     parts = not network and {part.suffix.lower() for part in Path(path).iterdir()} & set(READERS)
