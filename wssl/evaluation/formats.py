@@ -159,8 +159,10 @@ def _field(value, key, path, notes):
 
 
 def _json_batches(path, key, notes):
-    name, rows = None, []
+    name, rows, first = None, [], None
     for k, value in _objects(path):
+        first = isinstance(value, dict) if first is None else first
+        expect(isinstance(value, dict) == first, f"lines of one kind in {path.name}", f"another in line {k}")
         if isinstance(value, dict):
             name = name or _field(value, key, path, notes)
             value = value[name] if name in value else dict(_flat(value)).get(name)

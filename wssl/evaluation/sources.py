@@ -80,27 +80,47 @@ def _reason(error):
 
 
 @contextmanager
-def _sentence(path):
-    "One sentence of at most `LONGEST` characters for whatever goes wrong with a file."
+def _sentence(path, option="--key"):
+    "One sentence of at most `LONGEST` characters for whatever goes wrong with a file; `option` names an array in it."
     try:
         yield
     except InputError as error:
-        if len(str(error)) <= LONGEST:
+        said = str(error).replace("(--key", f"({option}")
+        if said == str(error) and len(said) <= LONGEST:
             raise
-        raise InputError(str(error)[: LONGEST - 3] + "...") from error
+        raise InputError(said if len(said) <= LONGEST else said[: LONGEST - 3] + "...") from error
     except Exception as error:  # each format has its own zoo of exceptions for a file it cannot read
         raise InputError(f"expected arrays of numbers alone in {path.name[:60]}; received {_reason(error)}") from error
 
 
-def _found(path):
+SIGNS = {  # how a file begins that is not what its name says, in lower case
+    b"version https://git-lfs": "a pointer of Git LFS in its place (git lfs pull brings the file)",
+    b"<!doctype html": "a page of the web",
+    b"<html": "a page of the web",
+    b"\x89png\r\n": "an image",
+    b"\xff\xd8\xff": "an image",
+    b"\x1f\x8b\x08": "what gzip has packed (unpack it first)",
+}
+
+
+def _beginning(path, ending):
+    "Refuse a file whose first bytes are those of something else; the counts of vectors may be any bytes."
+    with open(path, "rb") as file:
+        start = file.read(64).lstrip(b"\xef\xbb\xbf \r\n").lower()
+    sign = next((words for sign, words in SIGNS.items() if start.startswith(sign)), None)
+    expect(sign is None or COLUMNS.get(ending) is read_vectors, f"arrays of numbers alone in {path.name[:60]}", sign)
+
+
+def _found(path, what="embeddings"):
     "The ending of a file that is there. Raises `InputError` for one that cannot be read."
     if saved := saved_as(path):
         return saved
     ending = path.suffix.lower()
-    expect(ending in READERS, f"a file of embeddings ({', '.join(list(READERS)[:10])}, ...)", short(path.name, 60))
+    expect(ending in READERS, f"a file of {what} ({', '.join(list(READERS)[:10])}, ...)", short(path.name, 60))
     state = "is a folder" if path.is_dir() else "does not exist"
-    expect(path.is_file(), "a file of embeddings", f"{str(path)!r}, which {state}")
-    expect(path.stat().st_size, f"an array in {path.name}", "an empty file")
+    expect(path.is_file(), f"a file of {what}", f"{short(path, 100)}, which {state}")
+    expect(path.stat().st_size, f"an array in {path.name[:60]}", "an empty file")
+    _beginning(path, ending)
     return ending
 
 # %% ../../nbs/8_evaluation/sources.ipynb #fd287a83
@@ -201,8 +221,8 @@ def load_labels(
 ) -> Tensor:  # int64, shape (n,); -1: no label
     "Class labels from a file. Raises `InputError` with one sentence for anything else."
     path, notes = Path(path), [] if notes is None else notes
-    with _sentence(path):
-        ending = _found(path)
+    with _sentence(path, "--labels-key"):
+        ending = _found(path, "labels")
         if ending in (".csv", ".tsv", ".txt"):
             found = read_words(path, key, rows, notes)
         elif COLUMNS.get(ending) is read_arrow:
