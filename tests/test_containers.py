@@ -299,7 +299,7 @@ def test_labels_of_cells(name, key, classes, written):
     [(name, [], "3 (obsm/X_pca, obsm/X_umap, obsm/frame)") for name in CELLS]
     + [
         ("group.zarr", [], "2 (test, train)"),
-        ("cells2.zarr", ["--key", "obs/kind"], "received list"),
+        ("cells2.zarr", ["--key", "obs/kind"], "received words"),
         ("cells3.zarr", ["--key", "X_tsne"], "received 'X_tsne'"),
         ("plain3.zarr", ["--key", "X_pca"], "the name of an array in plain3.zarr (plain3)"),
         ("splits", [], "such as splits/train; received 2 (train, test)"),
