@@ -102,7 +102,9 @@ def from_fields(
     "A `kind` made of `values`. Raises `InputError` for a name it does not have."
     known = [item.name for item in fields(kind)]
     unknown = [name for name in values if name not in known]
-    near = sorted(known, key=lambda name: -SequenceMatcher(None, name, str(unknown[:1])).ratio())
+    near = known  # of many, those that look like it
+    if len(known) > 12:
+        near = sorted(known, key=lambda name: -SequenceMatcher(None, name, str(unknown[:1])).ratio())
     shown = ", ".join(near[:12]) + ", ..." * (len(near) > 12)
     expect(not unknown, f"fields of {what} ({shown})", ", ".join(map(str, unknown))[:60])
     return kind(**values)
