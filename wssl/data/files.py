@@ -159,11 +159,8 @@ class Links:
             if is_image_name(name):
                 self.images[name] = target
 
-    def names(
-        self,
-        name: str,  # Of a plain member
-    ) -> list[str]:  # Further ones, of images
-        "What else the member `name` is called."
+    def names(self, name: str) -> list[str]:
+        "What else the plain member `name` is called, where that is the name of an image."
         others = _other_names(posixpath.normpath(name), self.to)
         found = sorted(other for other in others if is_image_name(other))
         self.found.update(found)

@@ -172,7 +172,7 @@ def _opened(path):
             yield (
                 file.schema_arrow,
                 lambda names: file.iter_batches(
-                    5_000 if len(names) == 1 else max(1_000, 4_000_000 // len(names)), columns=names
+                    5_000 if len(names) < 2 else max(1_000, 4_000_000 // len(names)), columns=names
                 ),
             )
         return

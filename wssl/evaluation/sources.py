@@ -92,7 +92,7 @@ def _sentence(path, option="--key"):
     except Exception as error:  # each format has its own zoo of exceptions for a file it cannot read
         raise InputError(f"expected arrays of numbers alone in {path.name[:60]}; received {_reason(error)}") from error
 
-
+# %% ../../nbs/8_evaluation/sources.ipynb #e6079af0
 SIGNS = {  # how a file begins that is not what its name says, in lower case
     b"version https://git-lfs": "a pointer of Git LFS in its place (git lfs pull brings the file)",
     b"<!doctype html": "a page of the web",
