@@ -167,7 +167,7 @@ def _opened(path):
         ending = path.suffix.lower()
         raise InputError(f"expected pyarrow for {ending} (pip install pyarrow); received a Python without it") from None
     if path.suffix.lower() == ".parquet":
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, memory_map=True) as file:
             # few large batches, since each costs something a column; one column may hold long lists
             yield (
                 file.schema_arrow,

@@ -140,4 +140,4 @@ def read_zarr(
             expect(found.ndim, f"an array with axes in {path.name}", "a number")
             return _values(_named({path.stem: found}, key, path, False), path, notes)
         cells = found.attrs.get("encoding-type") == "anndata"
-        return _values(_named(dict(found.members(max_depth=None)), key, path, cells), path, notes)
+        return _values(_named(dict(sorted(found.members(max_depth=None))), key, path, cells), path, notes)
