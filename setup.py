@@ -23,6 +23,10 @@ setup(
     url=cfg["git_url"],
     license="Apache-2.0",
     keywords=cfg["keywords"],
+    classifiers=[  # what is tested
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+    ],
     packages=find_packages(include=["wssl", "wssl.*"]),
     package_data={"wssl": ["py.typed"]},
     python_requires=">=" + cfg["min_python"],

@@ -2,8 +2,10 @@
 
 import base64
 import json
+import shutil
 import struct
 import sys
+import tarfile
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.checkout import ROOT
 from tests.test_tables import EMB, FRAME, Y, Z, said, sentence
 from wssl.companion.cli import main
 from wssl.evaluation.sources import load_embeddings, load_labels
@@ -242,18 +245,90 @@ def test_without_h5py_hdf5_is_a_sentence(tmp_path, capsys, monkeypatch):
     assert "pip install h5py" in sentence(capsys, tmp_path, tmp_path / "z.h5")
 
 
-def test_a_folder_that_datasets_saved(tmp_path, capsys):
-    datasets = pytest.importorskip("datasets", reason="no part of the extras: pyarrow reads what it saves")
-    features = datasets.Features({"id": datasets.Value("int64"), "z": datasets.Array2D((1, 8), "float64")})
-    saved = datasets.Dataset.from_dict({"id": Y, "z": Z[:, None].tolist()}, features=features)
-    saved.save_to_disk(tmp_path / "saved", num_shards=3)
-    notes = []
-    assert torch.equal(load_embeddings(tmp_path / "saved", notes=notes), T) and "other columns left out" in notes[0]
-    assert said(tmp_path, capsys, tmp_path / "saved")["values"]["rows"] == 300
-    assert load_labels(tmp_path / "saved", "id").tolist() == Y.tolist()
-    datasets.DatasetDict({"train": saved, "test": saved}).save_to_disk(tmp_path / "both")
-    capsys.readouterr()
-    assert "such as both/train; received 2 (train, test)" in sentence(capsys, tmp_path, tmp_path / "both")
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    "What anndata, zarr and datasets wrote (tests/written/README.md): each file holds `OF_OTHERS`."
+    folder = tmp_path_factory.mktemp("written")
+    with tarfile.open(ROOT / "tests/written/written.tar.gz") as file:
+        file.extractall(folder, filter="data")
+    return folder
+
+
+OF_OTHERS = np.random.default_rng(0).standard_normal((12, 4))
+KINDS = [-1 if k == 5 else k % 3 for k in range(12)]  # the third is called "none"
+CELLS = ["cells.h5ad", "cells2.zarr", "cells3.zarr"]
+
+
+@pytest.mark.parametrize(
+    "name, key, width",
+    [(name, key, 4) for name in CELLS for key in ("X_pca", "obsm/X_pca")]
+    + [(name, "frame", 2) for name in CELLS]  # a DataFrame in obsm
+    + [("plain2.zarr", None, 4), ("plain3.zarr", None, 4), ("group.zarr", "train", 4), ("chunks.zarr", None, 4)]
+    + [("saved", None, 4), ("splits/train", None, 4)],
+)
+def test_what_others_wrote_is_read(name, key, width, written, tmp_path, capsys):
+    _needs(name)
+    z = torch.from_numpy(OF_OTHERS[:, :width])
+    assert torch.equal(load_embeddings(written / name, key), z)
+    found = said(tmp_path, capsys, written / name, *(["--key", key] if key else []))
+    assert found["values"]["rows"] == 12 and found["values"]["dimensions"] == width
+
+
+def _needs(name):
+    if name.endswith((".h5ad", ".zarr")):
+        pytest.importorskip(name[-4:].replace("h5ad", "h5py"), reason="needs the extra formats")
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize(
+    "key, classes",
+    [
+        ("kind", KINDS),
+        ("batch", [k % 2 for k in range(12)]),
+        ("obs/words", [k % 4 for k in range(12)]),
+        ("gaps", KINDS),
+    ],
+)
+def test_labels_of_cells(name, key, classes, written):
+    _needs(name)
+    assert load_labels(written / name, key).tolist() == classes
+
+
+@pytest.mark.parametrize(
+    "name, words, says",
+    [(name, [], "3 (obsm/X_pca, obsm/X_umap, obsm/frame)") for name in CELLS]
+    + [
+        ("group.zarr", [], "2 (test, train)"),
+        ("cells2.zarr", ["--key", "obs/kind"], "received words"),
+        ("cells3.zarr", ["--key", "X_tsne"], "received 'X_tsne'"),
+        ("plain3.zarr", ["--key", "X_pca"], "the name of an array in plain3.zarr (plain3)"),
+        ("splits", [], "such as splits/train; received 2 (train, test)"),
+    ],
+)
+def test_what_is_open_in_what_others_wrote(name, words, says, written, tmp_path, capsys):
+    _needs(name)
+    assert says in sentence(capsys, tmp_path, written / name, *words)
+
+
+def test_a_shuffled_data_set_is_read_in_its_new_order(written):
+    z = load_embeddings(written / "shuffled")
+    assert sorted(z.tolist()) == sorted(OF_OTHERS.tolist()) and z.tolist() != OF_OTHERS.tolist()
+    assert load_labels(written / "shuffled", "id").tolist() == [OF_OTHERS.tolist().index(row) % 3 for row in z.tolist()]
+
+
+def test_zarr_that_is_torn_or_none_is_a_sentence(written, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("zarr", reason="needs the extra formats")
+    shutil.copytree(written / "plain3.zarr", tmp_path / "torn.zarr")
+    next(path for path in (tmp_path / "torn.zarr").rglob("*") if path.is_file() and path.suffix != ".json").write_bytes(
+        b"torn"
+    )
+    assert "torn.zarr" in sentence(capsys, tmp_path, tmp_path / "torn.zarr")
+    (tmp_path / "torn.zarr/zarr.json").write_text('{"zarr_format": 3, "node_type"')
+    assert "torn.zarr" in sentence(capsys, tmp_path, tmp_path / "torn.zarr")
+    (tmp_path / "none.zarr").mkdir()
+    assert "neither" in sentence(capsys, tmp_path, tmp_path / "none.zarr")
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    assert "pip install zarr" in sentence(capsys, tmp_path, written / "plain3.zarr")
 
 
 def test_an_order_beside_the_rows_is_not_passed_over(tmp_path, capsys):

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 WITHOUT = """
-import os, sys
+import asyncio, os, sys  # asyncio asks sys.platform, which stays: it is let in with what it needs
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):

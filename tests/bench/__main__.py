@@ -8,7 +8,19 @@ import warnings
 
 import pandas as pd
 
-from tests.bench import augmentation, earlier, evaluation, losses, metrics, solvers, step, training, uniformity, views
+from tests.bench import (
+    augmentation,
+    earlier,
+    evaluation,
+    losses,
+    metrics,
+    reading,
+    solvers,
+    step,
+    training,
+    uniformity,
+    views,
+)
 from tests.bench.compare import complaints, versions
 from tests.bench.harness import THREADS, ceilings, limit_threads
 from tests.record import about, record
@@ -32,6 +44,10 @@ TOPICS = {
     "fast_path": (
         f"A training step, batch 256, one thread, processor time: this build against commit {earlier.COMMIT}, in turns",
         earlier.measure,
+    ),
+    "reading": (
+        "`wssl diagnose FILE` beside reading it and calling `diagnose`: processes of one thread, medians of 5 in turns",
+        reading.measure,
     ),
 }
 # The same against other libraries; ratio: how many times as long the peer takes

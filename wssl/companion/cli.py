@@ -151,9 +151,10 @@ def run_train(
 
 # %% ../../nbs/companion/cli.ipynb #c9b89f18
 def _records_to(options):
-    "Where records go; asked before the training, so that a missing checkout does not cost a run."
-    from wssl.companion.records import data_dir
+    "Where records go; asked before the training, so that a missing checkout, or a name that is no folder's, does not cost a run."
+    from wssl.companion.records import check_name, data_dir
 
+    check_name(options.record, "experiment")
     return data_dir(options.project)
 
 # %% ../../nbs/companion/cli.ipynb #1d8a0abb

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'RESULT', 'data_dir', 'published', 'source_name', 'plain', 'write_record', 'write_claim', 'read_claims',
-           'figures_text', 'number_text', 'write_run', 'read_runs', 'table_html', 'show_table']
+           'figures_text', 'number_text', 'check_name', 'write_run', 'read_runs', 'table_html', 'show_table']
 
 # %% ../../nbs/companion/records.ipynb #8755b0f6
 import json
@@ -220,6 +220,15 @@ def _interval_text(figure):
     return f"{number_text(figure['value'])} [{low}, {high}]{unit}, n {figure['n']}{seen}"
 
 # %% ../../nbs/companion/records.ipynb #8f34e98f
+def check_name(
+    name: str,  # A part of a path
+    key: str,  # What it names
+):
+    "Raise `InputError` for a name that is no plain file name."
+    fine = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+=]*(-[A-Za-z0-9._+=]+)*", name)
+    expect(fine, f"a plain {key} name (letters, digits, . _ + = -)", repr(name))
+
+
 def write_run(
     experiment: str,  # Name of the study, a folder
     method: str,  # "byol"
@@ -232,11 +241,7 @@ def write_run(
     "Record one training run. Raises `InputError` outside a checkout."
     names = dict(experiment=experiment, method=method, variant=variant, source=source_name(source))
     for key, name in names.items():
-        expect(
-            re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+=]*(-[A-Za-z0-9._+=]+)*", name),
-            f"a plain {key} name (letters, digits, . _ + = -)",
-            repr(name),
-        )
+        check_name(name, key)
     path = data_dir(root) / "measured" / "runs" / experiment / f"{method}-{variant}-{names['source']}-s{int(seed)}.json"
     stamp = dict(environment=environment(), date=date.today().isoformat())
     return write_record(path, {**stamp, **record, **names, "seed": int(seed)})

@@ -163,7 +163,8 @@ def all_gather_rows(
     group=None,  # None: this process alone; `WORLD`: all processes; or a ProcessGroup
     each: list[int] | None = None,  # Rows of each process where they are known; None: on a processor, asked for first
 ) -> Tensor:  # Shape (world_size * n, ...), in the order of ranks
-    "Rows of all processes in `group`; differentiable. Raises `InputError` on every process where their numbers differ."
+    """Rows of all processes in `group`; differentiable. Raises `InputError` on every process where their numbers differ.
+    On an accelerator they are not compared, which would wait for the device: there, as NCCL asks, they must be the same."""
     if world_size(group) == 1:
         return x
     same_number(row_counts(len(x), x, group) if each is None else each)

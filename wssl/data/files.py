@@ -110,6 +110,34 @@ class Header(tarfile.TarInfo):
             raise tarfile.ReadError(f"a name of {header.size:,} bytes")
         return header
 
+# %% ../../nbs/5_data/files.ipynb #e4808757
+def _leads_to(
+    member: tarfile.TarInfo,  # A link
+) -> str:  # A path in the archive, or out of it
+    target = member.linkname
+    if member.issym():
+        target = posixpath.join(posixpath.dirname(posixpath.normpath(member.name)), target)
+    return posixpath.normpath(target)
+
+
+def _other_names(
+    start: str,  # Of a plain member
+    to: dict,  # Target -> links to it
+) -> set:
+    "Every name that links give `start`, also through folders that are links."
+    known, waiting = {start}, [(start, frozenset())]
+    while waiting:
+        at, used = waiting.pop()
+        parts = at.split("/")
+        for k in range(1, len(parts) + 1):
+            target, rest = "/".join(parts[:k]), parts[k:]
+            for link in to.get(target, ()):
+                other = "/".join([link, *rest])
+                if link not in used and other not in known:  # each link once: two may lead to each other
+                    known.add(other)
+                    waiting.append((other, used | {link}))
+    return known - {start}
+
 # %% ../../nbs/5_data/files.ipynb #e4808758
 class Links:
     "The links of an archive, by what they lead to."
@@ -117,17 +145,11 @@ class Links:
     def __init__(self):
         self.to, self.images, self.found, self.outside, self.loops = {}, {}, set(), 0, 0
 
-    def add(
-        self,
-        member: tarfile.TarInfo,
-    ):
+    def add(self, member: tarfile.TarInfo):
         "Remember `member` if it is a link, and where it leads."
         if not (member.issym() or member.islnk()):
             return
-        name, target = posixpath.normpath(member.name), member.linkname
-        if member.issym():
-            target = posixpath.join(posixpath.dirname(name), target)
-        target = posixpath.normpath(target)
+        name, target = posixpath.normpath(member.name), _leads_to(member)
         if target.startswith(("/", "..")):
             self.outside += 1
         elif f"{name}/".startswith(f"{target}/") or target == ".":
@@ -137,24 +159,10 @@ class Links:
             if is_image_name(name):
                 self.images[name] = target
 
-    def names(
-        self,
-        name: str,  # Of a plain member
-    ) -> list[str]:  # Further ones, of images
-        "What else the member `name` is called."
-        start = posixpath.normpath(name)
-        known, waiting = {start}, [(start, frozenset())]
-        while waiting:
-            at, used = waiting.pop()
-            parts = at.split("/")
-            for k in range(1, len(parts) + 1):
-                target, rest = "/".join(parts[:k]), parts[k:]
-                for link in self.to.get(target, ()):
-                    other = "/".join([link, *rest])
-                    if link not in used and other not in known:  # each link once: two may lead to each other
-                        known.add(other)
-                        waiting.append((other, used | {link}))
-        found = sorted(other for other in known - {start} if is_image_name(other))
+    def names(self, name: str) -> list[str]:
+        "What else the plain member `name` is called, where that is the name of an image."
+        others = _other_names(posixpath.normpath(name), self.to)
+        found = sorted(other for other in others if is_image_name(other))
         self.found.update(found)
         return found
 

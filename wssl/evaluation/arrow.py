@@ -101,12 +101,13 @@ def _matrix(batch, path, gaps):
         return _vectors(batch.columns[0], path, gaps)
     nulls = sum(column.null_count for column in batch.columns)
     gaps["null"] += nulls
-    rows = np.stack([column.to_numpy(zero_copy_only=False) for column in batch.columns], 1)
-    if rows.dtype.kind == "f":
+    rows = np.ascontiguousarray(np.stack([column.to_numpy(zero_copy_only=False) for column in batch.columns]).T)
+    if rows.dtype.kind == "f" and (nulls or np.isnan(rows.sum())):
         gaps["nan"] += int(np.isnan(rows).sum()) - nulls
     if nulls:
         return None
-    return rows if rows.dtype.kind == "i" else rows.astype(np.float32 if rows.dtype.itemsize <= 4 else np.float64)
+    wide = np.float32 if rows.dtype.itemsize <= 4 else np.float64
+    return rows if rows.dtype.kind == "i" else rows.astype(wide, copy=False)
 
 
 def _rows(batches, path):
@@ -147,7 +148,7 @@ def _streams(paths):
     "Schema, and a function that gives batches of some columns, of streams one behind the other."
     import pyarrow as pa
 
-    def batches(names, rows=None):
+    def batches(names):
         for path in paths:
             with pa.memory_map(str(path)) as file:
                 yield from (batch.select(names) for batch in pa.ipc.open_stream(file))
@@ -166,8 +167,14 @@ def _opened(path):
         ending = path.suffix.lower()
         raise InputError(f"expected pyarrow for {ending} (pip install pyarrow); received a Python without it") from None
     if path.suffix.lower() == ".parquet":
-        with pq.ParquetFile(path) as file:
-            yield file.schema_arrow, lambda names, rows=5_000: file.iter_batches(rows, columns=names)
+        with pq.ParquetFile(path, memory_map=True) as file:
+            # few large batches, since each costs something a column; one column may hold long lists
+            yield (
+                file.schema_arrow,
+                lambda names: file.iter_batches(
+                    5_000 if len(names) < 2 else max(1_000, 4_000_000 // len(names)), columns=names
+                ),
+            )
         return
     if path.is_dir():
         yield _streams(saved_parts(path))
@@ -180,7 +187,7 @@ def _opened(path):
     with pa.memory_map(str(path)) as file:
         found = pa.ipc.open_file(file)
         batches = (found.get_batch(k) for k in range(found.num_record_batches))
-        yield found.schema, lambda names, rows=None: (batch.select(names) for batch in batches)
+        yield found.schema, lambda names: (batch.select(names) for batch in batches)
 
 # %% ../../nbs/8_evaluation/arrow.ipynb #aed42acf
 def read_arrow(

@@ -72,6 +72,7 @@ def _unasked(names, kinds, path, notes):
 # %% ../../nbs/8_evaluation/columns.ipynb #310de99b
 def _asked(names, kinds, key, path, notes):
     "The columns that `key` names."
+    expect(key, f"the name of columns in {path.name} ({listed(names)}), or how it starts", "an empty one")
     places = re.fullmatch(r"(\d*):(\d*)", key)
     if key in names:
         if len(names) > 1 and kinds[key] != "l":

@@ -137,6 +137,8 @@ def picked(
 ):  # The one array, or the one called `key`
     "One array. Raises `InputError` where there are more, or none."
     single = isinstance(found, list | tuple)
+    if key is not None and isinstance(found, Tensor | np.ndarray):
+        notes.append(f"{path.name}: one array without a name, so that none is asked for ({short(key)})")
     found = _joined(found, path, notes, labels) if single else found
     if not isinstance(found, dict):
         return found
@@ -168,14 +170,16 @@ def as_tensor(
     notes: list,  # Takes what was decided
 ) -> Tensor:  # Over the same memory
     "An array of numbers as a dense tensor. Raises `InputError` for anything else."
-    expect(isinstance(found, Tensor | np.ndarray), f"an array in {path.name}", type(found).__name__)
+    words = "words" if isinstance(found, list) else type(found).__name__
+    expect(isinstance(found, Tensor | np.ndarray), f"an array in {path.name}", words)
     if isinstance(found, np.ndarray):
         fine = found.dtype.kind in "fiub" and found.dtype.itemsize <= 8
         expect(fine, f"numbers of at most 64 bits in {path.name}", f"type {found.dtype}")
         found = found if found.dtype.isnative else found.astype(found.dtype.newbyteorder("="))
         return torch.from_numpy(found if all(step >= 0 for step in found.strides) else found.copy())
-    dense = found.layout == torch.strided and not found.is_quantized
-    expect(dense, f"a dense array in {path.name}", f"{found.layout}, {found.dtype}")
+    dense = found.layout == torch.strided and not found.is_quantized and not found.is_meta
+    received = "a tensor without values (on the device meta)" if found.is_meta else f"{found.layout}, {found.dtype}"
+    expect(dense, f"a dense array in {path.name}", received)
     if found.is_floating_point() and found.dtype.itemsize == 1:
         try:
             found, said = found.float(), found.dtype

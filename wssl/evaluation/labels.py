@@ -67,6 +67,8 @@ def classes_of(
         ]
         found = _words(texts, name)
     else:
+        small = kinds != "u" or not len(values) or values.max() < 2**63
+        expect(small, f"{name} below 2^63", values.max() if not small else 0)
         found = _whole(values.astype(np.float64), name) if kinds == "f" else values.astype(np.int64)
     below = found[found < -1]
     expect(not len(below), f"{name} from 0 on, or -1 for a row without one", below[0] if len(below) else 0)

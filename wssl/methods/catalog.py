@@ -7,6 +7,7 @@ __all__ = ['METHODS', 'MethodOptions', 'from_fields', 'method_from', 'method_nam
 
 # %% ../../nbs/7_methods/catalog.ipynb #53ed4b7d
 from dataclasses import fields
+from difflib import SequenceMatcher
 
 from ..core.checks import expect
 from .align_gaussian import AlignSliced, LeJEPA, VISReg
@@ -101,7 +102,11 @@ def from_fields(
     "A `kind` made of `values`. Raises `InputError` for a name it does not have."
     known = [item.name for item in fields(kind)]
     unknown = [name for name in values if name not in known]
-    expect(not unknown, f"fields of {what} ({', '.join(known)})", ", ".join(map(str, unknown)))
+    near = known  # of many, those that look like it
+    if len(known) > 12:
+        near = sorted(known, key=lambda name: -SequenceMatcher(None, name, str(unknown[:1])).ratio())
+    shown = ", ".join(near[:12]) + ", ..." * (len(near) > 12)
+    expect(not unknown, f"fields of {what} ({shown})", ", ".join(map(str, unknown))[:60])
     return kind(**values)
 
 # %% ../../nbs/7_methods/catalog.ipynb #875c821e

@@ -215,7 +215,9 @@ def _check_names(c):
     "One sentence for the first name that is not known."
     for field_name, known in NAMES.items():
         value = getattr(c, field_name)
-        expect(value in known, f"{field_name} {', '.join(name for name in known if name)}", repr(value))
+        names = [name for name in known if name]
+        shown = ", ".join(names[:14]) + ", ..." * (len(names) > 14)
+        expect(value in known, f"{field_name} {shown}", repr(value)[:60])
     expect(
         c.stem is None or c.encoder.startswith("resnet"), "a stem for a ResNet only", f"stem {c.stem} for {c.encoder}"
     )

@@ -205,6 +205,7 @@ def train(
             torch.set_num_threads(config.threads)
         out, device, data = run_directory(config), pick_device(config.device), None
         begun = bool(checkpoints(out))
+        _ = views_of(config, 0.0), views_of(config)  # the smallest and the largest: neither blurred beyond its edges
         method, origin = (
             (build_method(config), "") if begun else first_method(config)
         )  # impossible options leave no directory behind
@@ -215,6 +216,7 @@ def train(
         with _locked(out) if first else contextlib.nullcontext():
             say = say if say and first else lambda text: None
             say(origin) if origin else None
+            say(f"nothing to extend in {out}: a new run") if config.extend and not begun else None
             return _train(config, method.to(device), out, data, say, events and first)
 
 # %% ../../nbs/9_training/loop.ipynb #4170e76b
