@@ -1,7 +1,5 @@
 """Photographs, faces and rendered lines of text: ResNet-50, EfficientNet-Lite0, YOLOv8, dlib's face network, PP-OCR."""
 
-import functools
-
 import numpy as np
 import torch
 from torch import nn
