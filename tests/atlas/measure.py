@@ -22,6 +22,11 @@ def thinned(values):
     return ranks.tolist(), [float(f"{value:.4g}") for value in (values / values.mean())[ranks - 1].tolist()]
 
 
+def below(values):
+    """Eigenvalues below a millionth of their mean."""
+    return int((values < 1e-6 * values.mean()).sum())
+
+
 def numbers(rows):
     """All numbers of one array (n, m), on unit rows unless their name says otherwise."""
     z = torch.from_numpy(np.ascontiguousarray(rows, dtype="float32"))
@@ -45,7 +50,8 @@ def numbers(rows):
         "first": float(values[0] / mean),
         "median": float(values[m // 2] / mean),
         "last": float(values[-1] / mean),
-        "directions below 1e-6": int((values < 1e-6 * mean).sum()),
+        "directions below 1e-6": below(values),
+        "directions below 1e-6, raw rows": below(singular_spectrum(z, normalize=False)),
         "features that never vary": int((z == z[0]).all(0).sum()),
         "ranks": ranks,
         "spectrum": spectrum,
