@@ -29,8 +29,10 @@ def array(entry, folder):
 
 def row(entry, rows):
     """What the table keeps of one representation."""
-    said = {key: value for key, value in entry._asdict().items() if key not in ("rows", "constraints")}
-    return said | {"known constraints": entry.constraints, "dtype": "float32"} | numbers(rows)
+    said = entry._asdict()
+    del said["rows"]
+    names = {"last": "last layer", "constraints": "known constraints"}
+    return {names.get(key, key): value for key, value in said.items()} | {"dtype": "float32"} | numbers(rows)
 
 
 def write_table(rows):

@@ -61,13 +61,17 @@ def _antibody_states():
 _GENES = "1,600 germline V genes of antibodies and T cell receptors (PyPI anarci==2026.2.13.2)"
 
 
-@representation("AntiBERTy, V genes", "antibody", f"PyPI {ANTIBERTY}", _GENES, "mean of residues", "LayerNorm")
+@representation(
+    "AntiBERTy, V genes", "antibody", f"PyPI {ANTIBERTY}", _GENES, "mean of residues", "LayerNorm", constraints=1
+)
 def antiberty():
     """Averaged over the residues."""
     return _antibody_states()[0]
 
 
-@representation("AntiBERTy, first token", "antibody", f"PyPI {ANTIBERTY}", _GENES, "first token", "LayerNorm")
+@representation(
+    "AntiBERTy, first token", "antibody", f"PyPI {ANTIBERTY}", _GENES, "first token", "LayerNorm", constraints=1
+)
 def antiberty_first():
     """The first token, which its training never pooled."""
     return _antibody_states()[1]

