@@ -7,8 +7,8 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check dlib-bin==20.0.1.post1 numpy==2.4.6
-"$folder/venv/bin/python" -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: --no-build-isolation \
-    --dest "$folder" face-recognition-models==0.3.0
+"$folder/venv/bin/python" -m pip download --quiet --disable-pip-version-check --no-deps --dest "$folder" \
+    face-recognition-models==0.3.0
 cd "$folder"
 tar xzf face[-_]recognition[-_]models-0.3.0.tar.gz
 "$folder/venv/bin/python" - <<'PYTHON'
