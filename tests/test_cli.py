@@ -79,7 +79,7 @@ def test_diagnose_of_good_files(files, capsys):
     dead = np.load(files / "good.npy") * (np.arange(16) < 4)
     np.save(files / "dead.npy", dead)
     assert main(["diagnose", str(files / "dead.npy"), "--min-live", "0.5"]) == 1
-    assert "of the dimensions alive" in capsys.readouterr().err
+    assert "failed: live fraction" in capsys.readouterr().err
 
 
 def test_train_of_bad_sources(files, capsys):

@@ -224,8 +224,8 @@ def test_stages_say_since_when(good, capsys):
         draw = torch.Generator().manual_seed(epoch)
         np.save(paths[-1], (torch.randn(400, 16, generator=draw) * (torch.arange(16) < alive)).numpy())
     assert main(["diagnose", *paths, "--json", str(good / "h.json")]) == 0
-    assert "healthy (epoch0 to epoch1), then partly collapsed (epoch2 to epoch3)" in capsys.readouterr().out
-    assert [line["alive"] for line in json.loads((good / "h.json").read_text())["history"]] == [16, 16, 8, 4]
+    assert "healthy (epoch0 to epoch1), then dimensional collapse (epoch2 to epoch3)" in capsys.readouterr().out
+    assert [line["effective"] for line in json.loads((good / "h.json").read_text())["history"]] == [16, 16, 8, 4]
 
 
 def test_fail_below_is_for_continuous_integration(good, capsys):

@@ -37,18 +37,18 @@ SITUATIONS = {
     "uniform, n = m / 8": (lambda: rows(64, 512), "too few rows", None),
     "uniform, 20 rows": (lambda: rows(20, 4), "too few rows", None),
     "mildly uneven": (lambda: rows(2000, 128) * torch.arange(1, 129) ** -0.15, "healthy", None),
-    "half of the dimensions": (lambda: alive(2000, 128, 64), "partly collapsed", 64),
-    "half, n = m": (lambda: alive(128, 128, 64), "partly collapsed", 64),
-    "half, n = m / 2": (lambda: alive(128, 256, 128), "partly collapsed", 128),
-    "few dimensions, n = m / 4": (lambda: alive(64, 256, 16), "partly collapsed", 16),
+    "half of the dimensions": (lambda: alive(2000, 128, 64), "dimensional collapse", 64),
+    "half, n = m": (lambda: alive(128, 128, 64), "dimensional collapse", 64),
+    "half, n = m / 2": (lambda: alive(128, 256, 128), "too few rows", None),
+    "few dimensions, n = m / 4": (lambda: alive(64, 256, 16), "dimensional collapse", 16),
     "half, n = m / 16": (lambda: alive(64, 1024, 512), "too few rows", None),
-    "one dimension of 128 dead": (lambda: alive(2000, 128, 127), "partly collapsed", 127),
-    "a leaky half": (lambda: alive(2000, 128, 64, leak=0.05), "partly collapsed", None),
-    "steep spectrum": (lambda: rows(2000, 128) / torch.arange(1, 129), "partly collapsed", None),
-    "ten clusters": (lambda: clusters(2000, 128, 10, 0.02), "partly collapsed", None),
-    "common direction": (lambda: rows(2000, 64) + 0.6, "partly collapsed", None),
-    "a line": (lambda: rows(500, 1) @ rows(1, 32), "partly collapsed", 1),
-    "half of the rows zero": (lambda: torch.cat([rows(1000, 32), torch.zeros(1000, 32)]), "partly collapsed", None),
+    "one dimension of 128 dead": (lambda: alive(2000, 128, 127), "healthy", 127),
+    "a leaky half": (lambda: alive(2000, 128, 64, leak=0.05), "dimensional collapse", None),
+    "steep spectrum": (lambda: rows(2000, 128) / torch.arange(1, 129), "anisotropic", None),
+    "ten clusters": (lambda: clusters(2000, 128, 10, 0.02), "cluster collapse", None),
+    "common direction": (lambda: rows(2000, 64) + 0.6, "anisotropic", None),
+    "a line": (lambda: rows(500, 1) @ rows(1, 32), "dimensional collapse", 1),
+    "half of the rows zero": (lambda: torch.cat([rows(1000, 32), torch.zeros(1000, 32)]), "cluster collapse", None),
     "each row eight times": (lambda: rows(128, 128).repeat(8, 1), "healthy", None),
     "each row 100 times, of 10": (lambda: rows(10, 64).repeat(100, 1), "too few rows", None),
     "equal rows": (lambda: torch.ones(100, 16), "constant collapse", 0),
@@ -66,7 +66,7 @@ def test_situation(name):
     found = diagnose(make())
     assert found.status == status, found.sentence
     assert found.sentence.startswith("too few rows to tell" if status == "too few rows" else status)
-    k = found.values["dimensions alive"][0]
+    k = found.values["effective dimensions"][0]
     if dimensions is not None:
         assert abs(k - dimensions) <= max(0.05 * dimensions, 0.02 * found.values["dimensions"][0]), found.sentence
     if status == "too few rows":
@@ -77,7 +77,7 @@ def test_situation(name):
 @given(st.integers(4, 400), st.sampled_from([8, 32, 100]), st.sampled_from([0.25, 0.5, 1.0]), st.integers(0, 2**16))
 def test_never_the_opposite_of_the_truth(n, m, share, seed):
     status = diagnose(alive(n, m, round(share * m), seed)).status
-    assert status in ({"healthy", "too few rows"} if share == 1 else {"partly collapsed", "too few rows"})
+    assert status in ({"healthy", "too few rows"} if share == 1 else {"dimensional collapse", "too few rows"})
 
 
 def test_references_stand_beside_the_numbers():

@@ -62,8 +62,12 @@ def add_diagnose(parser, words=()):
     add("--html", metavar="OUT", help="also write a page with the figure to this .html file")
     add("--json", metavar="OUT", help="also write the numbers to this .json file")
     add("--png", metavar="OUT", help="also write the figure to this .png file")
-    text = "exit with 1 where less than this share of the dimensions is alive, 0 to 1, or where that cannot be said (default: never)"
-    add("--fail-below", "--min-live", dest="fail_below", type=float, metavar="SHARE", help=text)
+    text = "representation: what other tasks are read from; embedding: what a loss asked for uniformity (default: embedding for z of a run, else representation)"
+    add("--space", choices=["representation", "embedding"], help=text)
+    text = "exit with 1 where a smaller share of the directions than this is free of dead ones, 0 to 1, or where that cannot be said (default: never)"
+    add("--fail-below", type=float, metavar="SHARE", help=text)
+    text = "exit with 1 where the live fraction, the share of dimensions that would give this W2, is smaller, 0 to 1 (default: never)"
+    add("--min-effective", "--min-live", dest="min_effective", type=float, metavar="SHARE", help=text)
 
 # %% ../../nbs/companion/diagnose_command.ipynb #c0090214
 def embeddings_of(
@@ -155,8 +159,9 @@ def check_outputs(
     for ending, out in ((ending, out) for ending, out in outputs.items() if out):
         expect(out.lower().endswith(ending), f"a file ending in {ending}", repr(out))
         check_target(out)
-    if options.fail_below is not None:
-        expect(0 <= options.fail_below <= 1, "a share from 0 to 1 for --fail-below", options.fail_below)
+    for name in ("fail_below", "min_effective"):
+        share = getattr(options, name)
+        expect(share is None or 0 <= share <= 1, f"a share from 0 to 1 for --{name.replace('_', '-')}", share)
     return [out for out in outputs.values() if out]
 
 
@@ -189,6 +194,14 @@ def _labels(options, n, notes):
     return labels
 
 
+def space_of(
+    options,  # What the parser returned
+) -> str:  # "representation" or "embedding"
+    "What the rows are taken for where --space does not say: the embedding of a run, else a representation."
+    ours = options.checkpoint and options.layer == "z"
+    return options.space or ("embedding" if ours else "representation")
+
+
 def _stages(options, notes, progress):
     "The history of several files."
     from wssl.evaluation.sources import like_parts
@@ -206,9 +219,9 @@ def _stages(options, notes, progress):
             notes.extend(f"{name}: {words}" for words in said)
             yield name, last[0]
 
-    found = follow(read(), None, progress)
+    found = follow(read(), None, space_of(options), progress)
     if options.labels:
-        found = replace(diagnose(*last, labels=_labels(options, len(*last), notes)), history=found.history)
+        found = replace(diagnose(*last, labels=_labels(options, len(*last), notes), space=space_of(options)), history=found.history)
     return found
 
 # %% ../../nbs/companion/diagnose_command.ipynb #7d1c0a52
@@ -236,22 +249,26 @@ def run_diagnose(
         )
         second = _joined(options, options.second, notes) if options.second else None
         labels = _labels(options, len(z), notes)
-        found = diagnose(z, second, own if labels is None else labels, progress)
+        found = diagnose(z, second, own if labels is None else labels, space_of(options), progress)
     found = replace(found, notes=(*dict.fromkeys(notes), *found.notes))
     written = [found.save(out) for out in outputs]
     print(found)
     for path in written:
         print(f"Written: {path}")
-    return passed(found.to_dict()["values"]["live fraction"], options.fail_below)
+    return passed(found, options.fail_below, options.min_effective)
 
 
 def passed(
-    live,  # Share of dimensions alive, or None where it cannot be said
-    least,  # Smallest share that passes, or None
+    found,  # A diagnosis
+    least_free,  # Smallest share of directions that are not dead, or None
+    least_live,  # Smallest live fraction, or None
 ) -> int:  # 0 or 1
-    "Whether enough dimensions are alive; says why not."
-    if least is None or (live is not None and live >= least):
-        return 0
-    why = "too few rows to tell the share of live dimensions" if live is None else f"{live:.3f} of the dimensions alive"
-    print(f"failed: {why}, expected at least {least}", file=sys.stderr)
-    return 1
+    "Whether few enough directions are dead, and W2 is low enough; says why not."
+    m, dead, live = (found.values[name].value for name in ("dimensions", "dead directions", "live fraction"))
+    free = None if dead is None else 1 - dead / m
+    asked = (("share of directions that are not dead", free, least_free), ("live fraction", live, least_live))
+    failed = [(name, value, least) for name, value, least in asked if least is not None and not (value or 0) >= least]
+    for name, value, least in failed:
+        words = f"too few rows to tell the {name}" if value is None else f"{name} {value:.3f}"
+        print(f"failed: {words}, expected at least {least}", file=sys.stderr)
+    return int(bool(failed))

@@ -328,7 +328,7 @@ def live_fraction(
     n: int | None = None,  # Rows it was taken from; give both or none
     m: int | None = None,  # Their dimensions
 ):  # In [0, 1], of the type of `w2`
-    "Share of dimensions alive that would give this $W_2$; with `n` and `m`, in a sample of that size. Raises `InputError` for one of the two alone."
+    "Share of equally used dimensions that would give this $W_2$, the mean included; with `n` and `m`, in a sample of that size. Raises `InputError` for one of the two alone."
     expect((n is None) == (m is None), "both n and m, or neither", f"n = {n}, m = {m}")
     s = 1 - w2**2 / 2
     s = s if n is None else s / null_law(n, m)[0]
