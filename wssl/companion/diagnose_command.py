@@ -221,7 +221,9 @@ def _stages(options, notes, progress):
 
     found = follow(read(), None, space_of(options), progress)
     if options.labels:
-        found = replace(diagnose(*last, labels=_labels(options, len(*last), notes), space=space_of(options)), history=found.history)
+        found = replace(
+            diagnose(*last, labels=_labels(options, len(*last), notes), space=space_of(options)), history=found.history
+        )
     return found
 
 # %% ../../nbs/companion/diagnose_command.ipynb #7d1c0a52

@@ -126,7 +126,6 @@ def _anisotropy(f, common, k, high):
     around = f" around a common direction (mean of length {common**0.5:.2f})" if common > 1 - HEALTHY else ""
     return f"about {k} of {m} effective dimensions{around}"
 
-
 # %% ../../nbs/2_metrics/verdict.ipynb #0608ce8e
 def _judged(f, n):
     "Verdict if `n` rows were different."
