@@ -20,6 +20,7 @@ from ..core.checks import InputError, as_embeddings, as_labels, as_views, check_
 from ..core.paths import write_atomically
 from ..core.rows import normalize_rows, widen
 from .clustering import silhouettes
+from .known_models import known_models
 from .pairs import SAMPLE, read_pairs, sample_rows, tight_groups
 from .pictures import draw_all, page, png, table_html
 from .resampling import READ, interval, one_thread, read_rows, resample
@@ -440,6 +441,16 @@ def _same_sum(cov):
     "1 where the entries of every row have the same sum, as after LayerNorm, softmax or one-hot coding; else 0."
     return int(cov.sum() <= 1e-9 * len(cov) * cov.trace()) if len(cov) > 1 and cov.trace() > 0 else 0
 
+
+def _neighbours(verdict, m, space):
+    "A note of the public models whose representations are about as uniform."
+    if space != "representation" or verdict.status not in ("healthy", "anisotropic"):
+        return []
+    share = verdict.effective / m
+    like = known_models(share)
+    found = f"as in representations of {like}" if like else "as in none of the public models measured"
+    return [f"effective dimensions are {share:.2f} of m, {found}"]
+
 # %% ../../nbs/2_metrics/diagnosis.ipynb #b16a1e8b
 def _report(z, reading, labels, aligned, space):
     "`Diagnosis` from one reading; `aligned` are numbers of a second view."
@@ -457,7 +468,7 @@ def _report(z, reading, labels, aligned, space):
     values |= _ranks(reading, errors, now) | _lengths(reading, std, errors, now, different) | aligned | classed
     if reading.zeros:
         values["zero rows"] = Number(reading.zeros / len(z), 0.0, "share of rows without a direction", "0 to 1")
-    notes = tuple(_notes(reading, different, pairs, errors) + _unlabelled(labels))
+    notes = tuple(_notes(reading, different, pairs, errors) + _neighbours(verdict, reading.m, space) + _unlabelled(labels))
     growth = _growth(z, now["W2"], different)
     shown = (whole[0].cpu(), std, pairs.cosines, *_plane(z, labels), growth, classes, between)
     return Diagnosis(verdict.status, verdict.sentence, values, notes, *shown)
