@@ -468,7 +468,9 @@ def _report(z, reading, labels, aligned, space):
     values |= _ranks(reading, errors, now) | _lengths(reading, std, errors, now, different) | aligned | classed
     if reading.zeros:
         values["zero rows"] = Number(reading.zeros / len(z), 0.0, "share of rows without a direction", "0 to 1")
-    notes = tuple(_notes(reading, different, pairs, errors) + _neighbours(verdict, reading.m, space) + _unlabelled(labels))
+    notes = tuple(
+        _notes(reading, different, pairs, errors) + _neighbours(verdict, reading.m, space) + _unlabelled(labels)
+    )
     growth = _growth(z, now["W2"], different)
     shown = (whole[0].cpu(), std, pairs.cosines, *_plane(z, labels), growth, classes, between)
     return Diagnosis(verdict.status, verdict.sentence, values, notes, *shown)
