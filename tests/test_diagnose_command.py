@@ -332,7 +332,7 @@ def watch():
     while not stop:
         top[0] = max(top[0], peak()); time.sleep(0.005)
 before = peak()
-thread = threading.Thread(target=watch); thread.start()
+thread = threading.Thread(target=watch, daemon=True); thread.start()
 assert main(["diagnose", sys.argv[1]]) == 0
 stop.append(1); thread.join()
 print("grew", top[0] - before)
