@@ -42,6 +42,9 @@ def test_all_numbers_against_singular_values(n, m, rank, seed, center, normalize
     expected = np.zeros(m)
     expected[: len(s)] = s**2 / n
     np.testing.assert_allclose(spectrum, expected, atol=1e-12 * max(1, expected[0]))
+    if s.max() == 0 and spectrum[0] > 0:  # rows equal but for rounding: ratios of rounding mean nothing
+        assert spectrum[0] < 1e-24
+        return
     if s.max() == 0:
         assert (
             stable_rank(z, center, normalize)
