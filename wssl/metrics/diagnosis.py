@@ -444,7 +444,7 @@ def _same_sum(cov):
 
 def _neighbours(verdict, m, space):
     "A note of the public models whose representations are about as uniform."
-    if space != "representation" or verdict.status not in ("healthy", "anisotropic"):
+    if space != "representation" or verdict.status != "anisotropic":
         return []
     share = verdict.effective / m
     like = known_models(share)
