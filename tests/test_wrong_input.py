@@ -67,7 +67,7 @@ def h5(**arrays):
 def table(**columns):
     def write(p):
         pa = pytest.importorskip("pyarrow", reason="needs the extra parquet")
-        pa.parquet = pytest.importorskip("pyarrow.parquet")
+        pa.parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra parquet")
         pa.parquet.write_table(pa.table({name: make(pa) for name, make in columns.items()}), p)
 
     return write
