@@ -112,7 +112,7 @@ def _lost(f, dead):
     m, lost = len(f.spectrum), max(0, dead.count - f.forbidden)
     still = min(f.still, dead.count)
     which = f", {still} of them features that never vary" if 0 < still < dead.count else ""
-    which = ", as many features as never vary" if 0 < still == dead.count else which
+    which = ", and as many features never vary" if 0 < still == dead.count else which
     which += ", one of them forbidden (every row has the same sum)" if f.forbidden and dead.count else ""
     return f"{dead.count} of {m} directions dead{which}" if dead.count else "no dead directions", lost
 
