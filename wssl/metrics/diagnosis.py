@@ -24,7 +24,7 @@ from .known_models import known_models
 from .pairs import SAMPLE, read_pairs, sample_rows, tight_groups
 from .pictures import draw_all, page, png, table_html
 from .resampling import READ, interval, one_thread, read_rows, resample
-from .spectrum import alpha_req, participation_ratio, rankme, stable_rank
+from .spectrum import _effective_rank, _power_law
 from .verdict import CONSTANT, Facts, effective_dimensions, judge, spectrum_shape
 from .wasserstein import _correction, live_fraction, null_law, uniformity_floor, wasserstein_uniformity
 from ..theory.sphere import uniformity_of_sphere
@@ -181,11 +181,6 @@ def _statistics(values, mean2, power, different):
     }
 
 
-def _rows_with(values):
-    "Rows without a mean whose covariance has the eigenvalues `values`, up to a factor."
-    roots = torch.diag(values.sqrt())
-    return torch.cat([roots, -roots])
-
 # %% ../../nbs/2_metrics/diagnosis.ipynb #5c9ad7d4
 def _number(errors, now, name, reference, meaning, span, low=0.0, high=math.inf):
     "`Number` of a resampled statistic, with its interval."
@@ -258,8 +253,8 @@ def _ranks(reading, errors, now):
     "What others make of the spectrum."
     m, raw = reading.m, reading.raw
     most = f"{min(reading.n, m):,}"
-    rank = float(rankme(_rows_with(_significant(raw.cov + raw.mean.outer(raw.mean)))))
-    decay = float(alpha_req(_rows_with(_significant(raw.cov))))
+    rank = float(_effective_rank(_significant(raw.cov + raw.mean.outer(raw.mean)), m))
+    decay = float(_power_law(_significant(raw.cov)))
     ratio = ("participation ratio", f"at most {most}", "squared sum over sum of squares", f"1 to {most}", 0, m)
     stable = ("stable rank", f"at most {most}", "sum of eigenvalues over the largest", f"1 to {most}", 0, m)
     return {
