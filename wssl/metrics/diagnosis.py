@@ -180,7 +180,6 @@ def _statistics(values, mean2, power, different):
         "participation ratio": (values.sum() ** 2 / values.square().sum()).item(),
     }
 
-
 # %% ../../nbs/2_metrics/diagnosis.ipynb #5c9ad7d4
 def _number(errors, now, name, reference, meaning, span, low=0.0, high=math.inf):
     "`Number` of a resampled statistic, with its interval."
