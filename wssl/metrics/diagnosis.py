@@ -21,7 +21,9 @@ from ..core.paths import write_atomically
 from ..core.rows import normalize_rows, widen
 from .clustering import silhouettes
 from .known_models import known_models
-from .pairs import SAMPLE, read_pairs, sample_rows, tight_groups
+from .intrinsic_dimension import _inverse_dimensions, isotropic_dimension
+from .neighbours import _different, _hubness
+from .pairs import SAMPLE, centred_products, read_pairs, sample_rows, tight_groups
 from .pictures import draw_all, page, png, table_html
 from .resampling import READ, interval, one_thread, read_rows, resample
 from .spectrum import _effective_rank, _power_law
@@ -223,6 +225,26 @@ def _evenness(reading, whole, verdict, errors, different, now):
         "live fraction": live,
         "effective dimensions": _effective_number(verdict, m),
         "dead directions": _dead_number(verdict, m),
+    }
+
+# %% ../../nbs/2_metrics/diagnosis.ipynb #a33439ce
+NEAREST = 10  # Neighbours of each row
+
+
+def _near(rows, products):
+    "What the nearest of some unit rows about their mean say; nothing where too few of them differ."
+    found = _different(rows, NEAREST, products) if len(rows) >= 32 and rows.abs().amax() > 0 else None
+    if found is None:
+        return {}
+    n, m = len(found.rows), rows.shape[1]
+    inverse, hubs = _inverse_dimensions(found.distances), _hubness(found)
+    low, high = interval(inverse.mean().item(), inverse.std().item() / n**0.5, 1e-9)
+    even = isotropic_dimension(n, m) if m > 1 else 1.0
+    meaning = f"of a neighbourhood of {NEAREST} of {n:,} rows; reference: as many isotropic ones"
+    hub = f"skewness of how often a row is among the {NEAREST} nearest; reference: most of isotropic rows"
+    return {
+        "intrinsic dimension": Number(1 / inverse.mean().item(), even, meaning, "from 0", 1 / high, 1 / low),
+        "hubness": Number(hubs.skewness, NEAREST**-0.5, hub),
     }
 
 # %% ../../nbs/2_metrics/diagnosis.ipynb #124ae916
@@ -449,7 +471,8 @@ def _neighbours(verdict, m, space):
 def _report(z, reading, labels, aligned, space):
     "`Diagnosis` from one reading; `aligned` are numbers of a second view."
     different, whole, together = reading.effective_rows(), reading.whole(), reading.together()
-    pairs, groups = read_pairs(z[sample_rows(len(z)).to(z.device)]), tight_groups(z)
+    products = centred_products(z)
+    pairs, groups = read_pairs(z[sample_rows(len(z)).to(z.device)]), tight_groups(z, products)
     errors = resample(reading, _statistics, different) if different >= 32 and whole[0][0] > 0 else {}
     classed, classes, between = ({}, (), None) if labels is None else _labelled(z, labels, whole[0], together.cov)
     share = classed["class share"].value if classed else 0.0
@@ -459,7 +482,8 @@ def _report(z, reading, labels, aligned, space):
     values = _sizes(reading, different) | _evenness(reading, whole, verdict, errors, different, now)
     even, ends = uniformity_of_sphere(reading.m), interval(pairs.lu, pairs.error, -8, 0)
     values["L_U"] = Number(pairs.lu, even, "uniformity loss, 0 is worst; reference: uniform law", "-8 to 0", *ends)
-    values |= _ranks(reading, errors, now) | _lengths(reading, std, errors, now, different) | aligned | classed
+    values |= _ranks(reading, errors, now) | _lengths(reading, std, errors, now, different)
+    values |= _near(*products) | aligned | classed
     if reading.zeros:
         values["zero rows"] = Number(reading.zeros / len(z), 0.0, "share of rows without a direction", "0 to 1")
     notes = tuple(
