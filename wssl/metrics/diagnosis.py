@@ -19,6 +19,7 @@ from torch import Tensor
 from ..core.checks import InputError, as_embeddings, as_labels, as_views, check_finite, expect, expect_no_batch
 from ..core.paths import write_atomically
 from ..core.rows import normalize_rows, widen
+from .class_ranks import class_ranks, collapsed_share
 from .clustering import silhouettes
 from .known_models import known_models
 from .intrinsic_dimension import _inverse_dimensions, isotropic_dimension
@@ -347,7 +348,18 @@ def _class_lines(names, counts, means, centre):
     lines = tuple({"class": a, "rows": b, "spread": max(0.0, c), "nearest": d} for a, b, c, d in columns)
     return lines, cosine if 2 <= len(names) <= 100 else None
 
+
+def _with_ranks(lines, ranks):
+    "Lines with the effective dimensions of each class, and the share of classes that are a point or a line."
+    share = collapsed_share(ranks)
+    meaning = "share of classes that have become a point or a line"
+    found = {} if share is None else {"collapsed classes": Number(share, 0.0, meaning, "0 to 1")}
+    return found, tuple(line | {"effective": one.effective} for line, one in zip(lines, ranks, strict=True))
+
 # %% ../../nbs/2_metrics/diagnosis.ipynb #63962434
+RANKED = 100  # Most classes that are looked at one by one
+
+
 def _label_views(z, labels, values, cov):
     "Numbers of the classes, their lines, and the cosines of their means."
     names, counts, means = _class_moments(z, labels)
@@ -376,7 +388,11 @@ def _label_views(z, labels, values, cov):
         found["silhouette"] = Number(
             value, "1 is separate", "of the classes, cosine distance", "-1 to 1", *interval(value, error, -1, 1)
         )
-    return found, *_class_lines(names, counts, means, centre)
+    lines, cosine = _class_lines(names, counts, means, centre)
+    if len(names) <= RANKED and variance > 0:
+        more, lines = _with_ranks(lines, class_ranks(z, labels))
+        found |= more
+    return found, lines, cosine
 
 # %% ../../nbs/2_metrics/diagnosis.ipynb #5be10c24
 def _labelled(z, labels, values, cov):
