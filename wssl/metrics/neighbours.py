@@ -46,11 +46,11 @@ class Neighbours(NamedTuple):
     which: Tensor  # Their places in `rows`, shape (r, k)
 
 # %% ../../nbs/2_metrics/neighbours.ipynb #b3f5fde3
-def _tile(rows, half, products, start, k):
-    "Squared distances of some rows from their `k` nearest, and which these are, in no order."
-    part, own = rows[start : start + TILE], 2 * half[start : start + TILE, None]
-    score = part @ rows.T - half if products is None else products[start : start + TILE] - half
-    score.diagonal(start).fill_(-torch.inf)
+def _tile(rows, half, products, of, k):
+    "Squared distances of the rows `of` from their `k` nearest, and which these are, in no order."
+    part, own = rows[of], 2 * half[of, None]
+    score = (part @ rows.T if products is None else products[of]) - half
+    score[torch.arange(len(of)), of] = -torch.inf
     score, which = nearest(score, k)
     square = (own - 2 * score).clamp_min_(0)
     close = (square < 1e-2 * own).nonzero(as_tuple=True)
@@ -58,15 +58,18 @@ def _tile(rows, half, products, start, k):
     return square, which
 
 
-def _search(rows, k, products=None):
-    "Distances (n, k), ascending, and places of the nearest of rows about their mean."
-    half = rows.square().sum(1) / 2
-    tiles = [_tile(rows, half, products, start, k) for start in range(0, len(rows), TILE)]
+def _search(rows, k, products=None, of=None):
+    "Distances (n, k), ascending, and places of the nearest of rows (or of the rows `of`) about their mean."
+    half, of = rows.square().sum(1) / 2, torch.arange(len(rows)) if of is None else of
+    tiles = [_tile(rows, half, products, some, k) for some in of.split(TILE)]
     square, which = (torch.cat(x) for x in zip(*tiles, strict=True))
-    if rows.dtype == torch.float32 and (square.amax(1) < 2e-4 * half.mean()).double().mean() > 0.01:
-        return _search(rows.double(), k)
     square, order = square.sort(1)
-    return square.sqrt(), which.gather(1, order)
+    distances, which = square.sqrt(), which.gather(1, order)
+    again = (square[:, -1] < 2e-4 * half.mean()).nonzero()[:, 0]
+    if rows.dtype == torch.float32 and len(again):
+        wide, places = _search(rows.double(), k, of=of[again])
+        distances[again], which[again] = wide.float(), places
+    return distances, which
 
 
 def _different(rows, k, products=None):
