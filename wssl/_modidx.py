@@ -2011,4 +2011,10 @@ d = { 'settings': { 'branch': 'main',
                                     'wssl.training.step.objective': ('9_training/step.html#objective', 'wssl/training/step.py'),
                                     'wssl.training.step.set_learning_rate': ( '9_training/step.html#set_learning_rate',
                                                                               'wssl/training/step.py'),
-                                    'wssl.training.step.train_step': ('9_training/step.html#train_step', 'wssl/training/step.py')}}}
+                                    'wssl.training.step.train_step': ('9_training/step.html#train_step', 'wssl/training/step.py')},
+            'wssl.training.stuck_loss': { 'wssl.training.stuck_loss._factor': ( '9_training/stuck_loss.html#_factor',
+                                                                                'wssl/training/stuck_loss.py'),
+                                          'wssl.training.stuck_loss.collapsed_loss': ( '9_training/stuck_loss.html#collapsed_loss',
+                                                                                       'wssl/training/stuck_loss.py'),
+                                          'wssl.training.stuck_loss.stuck_loss': ( '9_training/stuck_loss.html#stuck_loss',
+                                                                                   'wssl/training/stuck_loss.py')}}}
