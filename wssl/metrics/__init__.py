@@ -22,6 +22,7 @@ from wssl.metrics.spectrum import (
     singular_spectrum,
     stable_rank,
 )
+from wssl.metrics.verdict import rows_needed
 from wssl.metrics.wasserstein import (
     live_fraction,
     null_law,
@@ -38,7 +39,7 @@ __all__ = [
     "Alignment", "ClusterScores", "Diagnosis", "Moments", "RankMe", "Uniformity", "WassersteinUniformity",
     "alignment", "alpha_req", "bhattacharyya", "cluster_scores", "diagnose", "discriminant_spectrum",
     "embedding_std", "follow", "gaussian_kl", "gaussian_w2", "lidar", "live_fraction", "null_law",
-    "participation_ratio", "partition_scores", "rankme", "relative_cluster_sizes", "silhouettes",
+    "participation_ratio", "partition_scores", "rankme", "relative_cluster_sizes", "rows_needed", "silhouettes",
     "singular_spectrum", "size_summary", "stable_rank", "uniformity", "uniformity_floor", "uniformity_zscore",
     "wasserstein_uniformity",
 ]

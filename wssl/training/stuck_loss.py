@@ -12,7 +12,12 @@ from ..methods.catalog import method_name
 from .config import TrainConfig
 
 # %% ../../nbs/9_training/stuck_loss.ipynb #274859f4
-LOSS_OF = {"simclr": "NT-Xent (SimCLR)", "mocov2": "InfoNCE with a queue (MoCo v2)", "byol": "BYOL", "simsiam": "SimSiam"}
+LOSS_OF = {
+    "simclr": "NT-Xent (SimCLR)",
+    "mocov2": "InfoNCE with a queue (MoCo v2)",
+    "byol": "BYOL",
+    "simsiam": "SimSiam",
+}
 LOSS_OF |= {"barlow": "Barlow Twins, Zero-FCL", "vicreg": "VICReg", "alignw2": "W2"}
 LOSS_OF |= dict.fromkeys(("nnclr", "directclr", "resa", "mocov3"), "InfoNCE (MoCo v3), ReSA")
 LOSS_OF |= dict.fromkeys(("swav", "dino", "excb"), "SwAV, DINO, ExCB")
@@ -22,12 +27,18 @@ def _factor(name, method):
     "The loss of a method as a multiple of the one in the table."
     if name == "alignw2":
         return method.weight * (2**0.5 if method.squared else 1)
-    return {"mocov2": 2, "mocov3": 4 * getattr(method, "temperature", 0), "vicreg": getattr(method, "variance", 0) / 25}.get(name, 1)
+    return {
+        "mocov2": 2,
+        "mocov3": 4 * getattr(method, "temperature", 0),
+        "vicreg": getattr(method, "variance", 0) / 25,
+    }.get(name, 1)
 
 
 def collapsed_loss(
     config: TrainConfig,
-) -> tuple[float, str] | None:  # Value and where it comes from; None: not known for this method, or a regularizer is added to it
+) -> (
+    tuple[float, str] | None
+):  # Value and where it comes from; None: not known for this method, or a regularizer is added to it
     "The training loss of `config` if all embeddings were equal (methods with prototypes: if all of them were equally likely)."
     method, name = config.method, method_name(config.method)
     if name not in LOSS_OF or config.regularizer != "none":
