@@ -11,7 +11,7 @@ import random
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -168,8 +168,9 @@ def _expect_rows(rows):
         expect(len(sizes) <= 1 and -1 not in sizes, words, f"a dict of {', '.join(map(_size, rows.values()))}")
         expect(sizes - {0}, "at least 2 held-out rows", "none")
         return
-    again = rows.ndim > 0 if isinstance(rows, Tensor) else isinstance(rows, Iterable) and not isinstance(rows, str)
-    expect(again and iter(rows) is not rows, words, f"a {type(rows).__name__}")
+    again = isinstance(rows, Iterable) and not isinstance(rows, Iterator | str)
+    again = rows.ndim > 0 if isinstance(rows, Tensor) else again
+    expect(again, words, f"a {type(rows).__name__}")
     expect(not hasattr(rows, "__len__") or len(rows), "at least 2 held-out rows", "none")
 
 
