@@ -196,6 +196,12 @@ def test_a_model_in_bfloat16_stays_so_and_is_read():
         assert CollapseWatch(nn.Linear(16, 16), rows())(0).status != "no reading"
 
 
+def test_a_wrapper_of_several_devices_is_taken_off():
+    net = nn.Linear(16, 16)
+    watch = CollapseWatch(nn.DataParallel(net), rows())
+    assert watch.model is net and watch(0).status != "no reading"
+
+
 def test_parts_equal_the_whole():
     net, x = nn.Linear(16, 16), rows()
     whole = CollapseWatch(net, x, batch=1000)(0).numbers
@@ -292,14 +298,14 @@ def steps_of(folder, tag):
 
 
 def _watched_rank(rank):
-    "What a process of two logs, says and returns; the rank whose rows were other would return something else."
+    "What a process of two logs, says and has read."
     logged = []
     watch, run = scripted([even, dead, dead], rows(), log=lambda numbers, step: logged.append(step))
     said = warned(run)
     return logged, said, [reading.status for reading in watch.history]
 
 
-def test_of_two_processes_the_first_one_speaks_and_both_know():
+def test_of_two_processes_only_the_first_one_speaks_and_neither_waits():
     (logged, said, first), (silent, nothing, second) = run_ranks(partial(_watched_rank))
     assert logged == [0, 1, 2] and len(said) == 1 and silent == nothing == []
     assert first == second == ["healthy", "dimensional collapse", "dimensional collapse"]

@@ -19,6 +19,8 @@ from importlib import import_module
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import DataParallel
+from torch.nn.parallel import DistributedDataParallel
 
 from ..core.checks import InputError, as_embeddings, expect
 from ..core.collectives import WORLD, rank
@@ -194,18 +196,17 @@ def _expect_arguments(model, embed, every, space, log, batch):
     writes = log is None or callable(log) or hasattr(log, "add_scalar")
     expect(writes, "log as a function of (numbers, step) or a SummaryWriter", f"a {type(log).__name__}")
 
-# %% ../../nbs/9_training/watch.ipynb #d421d51a
+# %% ../../nbs/9_training/watch.ipynb #9e41d7b3
 class CollapseWarning(UserWarning):
     "A watch saw the status of the embeddings change, or could not see."
 
-
+# %% ../../nbs/9_training/watch.ipynb #d421d51a
 class CollapseWatch:
     "Reads held-out rows every `every` steps: `watch(step)` in a loop. `history` holds all readings; the training is left as it was, and never ended."
 
     def __init__(
         self,
-        model: nn.Module
-        | None,  # What is trained, not its DistributedDataParallel; every part is read in evaluation mode
+        model: nn.Module | None,  # What is trained; all its parts are read in evaluation mode
         rows,  # Held-out inputs: a tensor (n, ...), a dict of tensors, or a list or DataLoader of batches
         embed: Callable | None = None,  # (model, batch) -> embeddings (b, m); None: the model's output
         every: int = 100,  # Steps from one reading to the next
@@ -216,6 +217,7 @@ class CollapseWatch:
     ):
         "Raises `InputError` for arguments that cannot be."
         rows = torch.as_tensor(rows) if isinstance(rows, np.ndarray) else rows
+        model = model.module if isinstance(model, DataParallel | DistributedDataParallel) else model
         _expect_arguments(model, embed, every, space, log, batch)
         _expect_rows(rows)
         self.model, self.rows, self.embed = model, rows, embed or _output
