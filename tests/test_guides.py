@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
 import nbformat
 import numpy as np
@@ -38,50 +39,42 @@ def test_there_are_six_and_each_is_a_screen_of_code():
         assert max(map(len, lines)) <= 120, name
 
 
-def test_the_callback_logs_what_the_rows_of_the_epoch_give(monkeypatch):
-    "A real `lightning.Trainer`: the logged values against numpy on the rows that the steps returned, epoch by epoch."
-    L = pytest.importorskip("lightning", reason="the guide needs Lightning, part of the extra dev")
+def lightning_guide(monkeypatch, embed=None, **stop):
+    "The table of a run of the Lightning guide's own `fit`, with another embedding or threshold."
+    pytest.importorskip("lightning", reason="the guide needs Lightning, part of the extra dev")
     space = {}
-    for source in sources("lightning")[:3]:
-        exec(source, space)
-    seen, logged = [[]], []
+    imports, module, fit = sources("lightning")[:3]
+    exec(imports, space)
+    exec(module, space)
+    exec(fit.split("with tempfile")[0], space)
+    monkeypatch.setitem(space, "lightning_watch", partial(space["lightning_watch"], embed=embed))
+    early = space["EarlyStopping"]
+    monkeypatch.setitem(space, "EarlyStopping", lambda monitor, **kwargs: early(monitor, **kwargs | stop))
+    return space["fit"]
 
-    class Spy(space["Siamese"]):
-        def training_step(self, batch, batch_idx):
-            out = super().training_step(batch, batch_idx)
-            seen[-1].append(out["z"].numpy())
-            return out
 
-        def on_train_epoch_end(self):
-            logged.append({name: float(value) for name, value in self.trainer.callback_metrics.items()})
-            seen.append([])
+def test_the_callback_logs_what_the_held_out_rows_give(monkeypatch, tmp_path):
+    "A real `lightning.Trainer` and its CSV file: the logged values against numpy on the rows that were embedded."
+    seen = []
 
-    images = torch.utils.data.TensorDataset(torch.rand(200, 64, generator=torch.Generator().manual_seed(0)))
-    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-    trainer = L.Trainer(max_epochs=2, accelerator="cpu", devices=1, callbacks=[space["WatchCollapse"](32)], **quiet)
-    trainer.fit(Spy(1.0), torch.utils.data.DataLoader(images, batch_size=64))
-    assert len(logged) == 2 and trainer.global_step == 8
-    for rows, values in zip(seen, logged, strict=False):
-        rows = np.concatenate(rows)
-        assert len(rows) == 200 and values["w2"] == pytest.approx(w2(rows), abs=1e-6)
-        roots = np.linalg.svd(rows.astype(np.float64), compute_uv=False)
+    def embed(module, x):
+        seen.append(module(x))
+        return seen[-1]
+
+    table = lightning_guide(monkeypatch, embed)(1.0, tmp_path)
+    assert list(table["step"]) == list(range(0, 101, 5)) and len(seen) == len(table)
+    for z, values in zip(seen, table.to_dict("records"), strict=True):
+        rows = z.double().numpy()
+        assert len(rows) == 297 and values["collapse/w2"] == pytest.approx(w2(rows), abs=1e-6)
+        roots = np.linalg.svd(rows, compute_uv=False)
         share = roots / roots.sum()
-        assert values["rankme"] == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-6)
+        assert values["collapse/rankme"] == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-6)
 
 
-def test_a_collapsed_run_is_stopped():
-    "The threshold acts: a run that must be above everything that can be ends after its first epoch."
-    L = pytest.importorskip("lightning", reason="the guide needs Lightning, part of the extra dev")
-    space = {}
-    for source in sources("lightning")[:3]:
-        exec(source, space)
-    images = torch.utils.data.TensorDataset(torch.rand(128, 64))
-    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-    trainer = L.Trainer(
-        max_epochs=3, accelerator="cpu", devices=1, callbacks=[space["WatchCollapse"](32, 1.1)], **quiet
-    )
-    trainer.fit(space["Siamese"](0), torch.utils.data.DataLoader(images, batch_size=64))
-    assert trainer.current_epoch == 1
+def test_a_collapsed_run_is_stopped(monkeypatch, tmp_path):
+    "The threshold acts: a run that must be below everything that can be ends after its first epoch."
+    table = lightning_guide(monkeypatch, divergence_threshold=-3)(1.0, tmp_path)
+    assert table["step"].max() == 5
 
 
 def test_a_metric_collection_gives_the_value_of_all_rows():

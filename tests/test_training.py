@@ -307,6 +307,15 @@ def test_a_loss_that_is_not_finite_ends_in_one_sentence_and_keeps_the_last_good_
     assert all(p.isfinite().all() for p in Run.read(tmp_path).load().parameters())
 
 
+def test_a_loss_at_its_value_of_full_collapse_is_named_once(tmp_path):
+    said, blind = [], SimCLR(temperature=1e4, hidden=32, out=16)  # to which all pairs look alike
+    for method in (blind, SimCLR(hidden=32, out=16)):
+        config = replace(SMALL, method=method, regularizer="none", weight=0.0, weight_end=None, eval_every=0)
+        train(replace(config, out=str(tmp_path / f"{method.temperature}")), say=said.append)
+    named = [line for line in said if "full collapse" in line]
+    assert len(named) == 1 and "simclr has after full collapse (ln(2N - 1), N = 40" in named[0], said
+
+
 def test_the_regularizer_is_added_to_any_method_with_its_weight(tmp_path):
     config = replace(SMALL, method=SimCLR(hidden=32, out=16), weight=3.0, weight_end=1.0)
     method = build_method(config)

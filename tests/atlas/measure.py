@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from wssl.core.rows import normalize_rows
-from wssl.metrics.spectrum import participation_ratio, rankme, singular_spectrum
+from wssl.metrics.diagnosis import diagnose
+from wssl.metrics.spectrum import embedding_std, participation_ratio, rankme, singular_spectrum
 from wssl.metrics.wasserstein import uniformity_floor, wasserstein_uniformity
 
 RANKS = 128
@@ -27,6 +28,12 @@ def below(values):
     return int((values < 1e-6 * values.mean()).sum())
 
 
+def judged(z):
+    """Verdict and dead directions of `diagnose`."""
+    found = diagnose(z)
+    return {"status": found.status, "dead directions": found.values["dead directions"].value}
+
+
 def numbers(rows):
     """All numbers of one array (n, m), on unit rows unless their name says otherwise."""
     z = torch.from_numpy(np.ascontiguousarray(rows, dtype="float32"))
@@ -46,6 +53,8 @@ def numbers(rows):
         "effective rank / m": rank / m,
         "participation": part,
         "participation / m": part / m,
+        "std * sqrt m": float(embedding_std(z)) * m**0.5,
+        **judged(z),
         "mean length": float(normalize_rows(z.double()).mean(0).norm()),
         "first": float(values[0] / mean),
         "median": float(values[m // 2] / mean),

@@ -26,6 +26,7 @@ from wssl.metrics.spectrum import (
     singular_spectrum,
     stable_rank,
 )
+from wssl.metrics.verdict import rows_needed
 from wssl.metrics.wasserstein import (
     live_fraction,
     null_law,
@@ -44,8 +45,8 @@ __all__ = [
     "alignment", "alpha_req", "bhattacharyya", "class_ranks", "cluster_scores", "collapsed_share", "diagnose",
     "discriminant_spectrum", "embedding_std", "follow", "gaussian_kl", "gaussian_w2", "hubness", "isotropic_dimension",
     "lidar", "live_fraction", "mle_dimension", "nearest_rows", "null_law", "participation_ratio", "partition_scores",
-    "rankme", "reference_values", "relative_cluster_sizes", "silhouettes", "singular_spectrum", "size_summary",
-    "stable_rank", "two_nn", "uniformity", "uniformity_floor", "uniformity_zscore", "wasserstein_uniformity",
+    "rankme", "reference_values", "relative_cluster_sizes", "rows_needed", "silhouettes", "singular_spectrum",
+    "size_summary", "stable_rank", "two_nn", "uniformity", "uniformity_floor", "uniformity_zscore", "wasserstein_uniformity",
 ]
 
 

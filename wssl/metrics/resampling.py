@@ -146,6 +146,7 @@ def _part(z, groups, direction, share, each, wide):
 def read_rows(
     z: Tensor,  # Embeddings, shape (n, m), floating point, memory-mapped or not
     progress=None,  # Called with the rows read so far
+    groups: int | None = None,  # Groups of rows that are kept apart for `resample`; None: `group_number`
 ) -> Reading:
     "One pass over the rows. Raises `InputError` where a value is not finite, or too large for its square."
     n, m = z.shape
@@ -159,7 +160,7 @@ def read_rows(
             progress(seen[0])
 
     def part(span):
-        return _part(span, group_number(n, m), direction, MOST_KEYS / n, each, wide)
+        return _part(span, groups or group_number(n, m), direction, MOST_KEYS / n, each, wide)
 
     parts = in_spans(part, z) if z.device.type == "cpu" else [part(z)]
     found = parts[0]

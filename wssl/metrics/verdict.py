@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['MARGIN', 'HEALTHY', 'DOUBTFUL', 'LOST', 'TIGHT', 'CONSTANT', 'POSITIVE', 'FEWEST', 'spectrum_shape',
-           'effective_dimensions', 'Facts', 'Verdict', 'judge']
+           'effective_dimensions', 'Facts', 'Verdict', 'rows_needed', 'judge']
 
 # %% ../../nbs/2_metrics/verdict.ipynb #91b3bf49
+import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from .dead_directions import DeadDirections, dead_directions
+from .dead_directions import SURE, DeadDirections, dead_directions
 from .wasserstein import null_law
 
 # %% ../../nbs/2_metrics/verdict.ipynb #2fe406fb
@@ -84,10 +85,38 @@ class Verdict:
     low: int | None = None  # Range of `effective`, from the margin and from resampling
     high: int | None = None
     dead: DeadDirections | None = None  # None: cannot be said
+    needed: int | None = (
+        None  # Different rows that would settle it; None: it is settled, or more rows of this kind would not
+    )
+
+# %% ../../nbs/2_metrics/verdict.ipynb #8d3eb6d1
+def rows_needed(
+    n: float,  # Different rows of a pilot that was too small, at least 2
+    m: int,  # Dimensions
+    effective: int = 0,  # Effective dimensions in the pilot; 0: not known
+    error: float = 0.0,  # Relative standard error of s in the pilot
+) -> int:  # More than n; at most 1.1 m + 1, or 32
+    "Different rows from which the verdict is settled: enough for a full spectrum, or fewer where the pilot looks even and only its margin is too wide."
+    enough = max(FEWEST, math.ceil(SURE * m) + 1)
+    if effective < HEALTHY * m or n >= enough:
+        return max(enough, math.ceil(n) + 1)
+
+    def healthy(rows):
+        "Still, if the next rows look less even than the pilot by another margin."
+        margin = (MARGIN**2 + 4 * error**2 * n / rows) ** 0.5
+        seen = (effective / m) ** 0.5 * null_law(rows, effective)[0]
+        return effective_dimensions(seen * (1 - 2 * margin), rows, m) >= DOUBTFUL * m
+
+    low, high = max(FEWEST, math.ceil(n)), enough
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if healthy(middle) else (middle, high)
+    return high
 
 # %% ../../nbs/2_metrics/verdict.ipynb #992aa3bd
-def _too_few(why, dead=None):
-    return Verdict("too few rows", f"too few rows to tell: {why}", dead=dead)
+def _too_few(why, needed=None):
+    told = f"; {needed:,} different rows would tell" if needed else ""
+    return Verdict("too few rows", f"too few rows to tell: {why}{told}", needed=needed)
 
 
 def _constant(f):
@@ -101,7 +130,7 @@ def _constant(f):
 def _few(f):
     m = len(f.spectrum)
     if f.rows < 2 * f.different:
-        return _too_few(f"{f.different:.0f} different ones in {m} dimensions, at least {FEWEST} are needed")
+        return _too_few(f"{f.different:.0f} different ones in {m} dimensions", rows_needed(2, m))
     return _too_few(
         f"only {f.different:.0f} of {f.rows:,} rows differ; if they come from as many different inputs, the representation has collapsed to {f.different:.0f} points"
     )
@@ -135,10 +164,12 @@ def _judged(f, n):
     gone = 0 if dead is None else dead.count
     low, k, high = (min(effective_dimensions(shape * x, n, m), m - gone) for x in (1 - margin, 1, 1 + margin))
     if dead is None and not (k >= HEALTHY * m and low >= DOUBTFUL * m):
-        return _too_few(f"between {low} and {high} of {m} effective dimensions would look like this in {n:.0f} rows")
+        why = f"between {low} and {high} of {m} effective dimensions would look like this in {n:.0f} rows"
+        return _too_few(why, rows_needed(n, m, k, f.error))
     if dead is None and f.still:
         return _too_few(
-            f"{n:.0f} rows could have {low} effective dimensions or more, but {f.still} of {m} features never vary in them"
+            f"{n:.0f} rows could have {low} effective dimensions or more, but {f.still} of {m} features never vary in them",
+            rows_needed(n, m),
         )
     words, lost = _lost(f, dead) if dead else ("", 0)
     numbers = k, low, high, dead

@@ -42,6 +42,7 @@ from wssl.training.step import (
     objective,
     train_step,
 )
+from .stuck_loss import stuck_loss
 
 # %% ../../nbs/9_training/loop.ipynb #a0de85d5
 def batches_of_views(
@@ -231,7 +232,7 @@ def _train(config, method, out, data, say, events):
     for note in _notes(data):
         say(f"images: {note}")
     method, net, optimizer, probe, loss_of, state, history = _prepare(config, method, out, data[0], say)
-    curves = None
+    curves, stuck = None, ""
     with _writing(out, "at the start"):
         writer = _event_writer(out, state["step"]) if events else None
     if not state["epoch"]:
@@ -241,6 +242,8 @@ def _train(config, method, out, data, say, events):
         curves = {name: line.pop(name) for name in CURVES if name in line}
         history.append(line)
         say(_line_text(line, config))
+        if not stuck and (stuck := stuck_loss(config, line.get("loss", math.nan))):
+            say(stuck)
         if rank(WORLD) == 0:
             with _writing(out, f"after epoch {epoch + 1}"):
                 _append(out, line)
