@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .options import check_target, starting
-from ..core.checks import expect
+from ..core.errors import expect
 
 # %% ../../nbs/companion/diagnose_command.ipynb #41c18138
 def add_diagnose(parser, words=()):

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .options import check_target, starting
-from ..core.checks import expect
+from ..core.errors import expect
 
 # %% ../../nbs/companion/evaluate_command.ipynb #89763a22
 PROTOCOLS = ("knn", "linear", "views", "semi", "finetune")
