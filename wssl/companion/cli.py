@@ -146,7 +146,9 @@ def run_train(
             print(
                 f"Record: {write_run(options.record, method_name(config.method), config.variant, config.source, config.seed, record, root=options.project)}"
             )
-        print(f"Done. Results: {run.path}/summary.json, {run.path}/metrics.jsonl. Look again: wssl evaluate {run.path}")
+        print(
+            f"Done. Results: {run.path}/summary.json, {run.path}/metrics.jsonl. Evaluate again: wssl evaluate {run.path}"
+        )
     return 0
 
 # %% ../../nbs/companion/cli.ipynb #c9b89f18
