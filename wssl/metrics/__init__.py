@@ -27,26 +27,22 @@ from wssl.metrics.spectrum import (
     stable_rank,
 )
 from wssl.metrics.verdict import rows_needed
-from wssl.metrics.wasserstein import (
-    live_fraction,
-    null_law,
-    uniformity_floor,
-    uniformity_zscore,
-    wasserstein_uniformity,
-)
+from wssl.metrics.wasserstein import W2Moments, uniformity_zscore, w2_moments, wasserstein_uniformity
 from wssl.theory.gaussians import bhattacharyya, gaussian_kl, gaussian_w2
+from wssl.theory.null_distribution import live_fraction, null_distribution, null_law, uniformity_floor
 
 if TYPE_CHECKING:
     from wssl.metrics.stateful import Alignment, RankMe, Uniformity, WassersteinUniformity
 
 __all__ = [
     "Alignment", "ClassRank", "ClusterScores", "Diagnosis", "Hubness", "Moments", "Neighbours", "RankMe", "Reference",
-    "Uniformity", "WassersteinUniformity",
+    "Uniformity", "W2Moments", "WassersteinUniformity",
     "alignment", "alpha_req", "bhattacharyya", "class_ranks", "cluster_scores", "collapsed_share", "diagnose",
     "discriminant_spectrum", "embedding_std", "follow", "gaussian_kl", "gaussian_w2", "hubness", "isotropic_dimension",
-    "lidar", "live_fraction", "mle_dimension", "nearest_rows", "null_law", "participation_ratio", "partition_scores",
-    "rankme", "reference_values", "relative_cluster_sizes", "rows_needed", "silhouettes", "singular_spectrum",
-    "size_summary", "stable_rank", "two_nn", "uniformity", "uniformity_floor", "uniformity_zscore", "wasserstein_uniformity",
+    "lidar", "live_fraction", "mle_dimension", "nearest_rows", "null_distribution", "null_law", "participation_ratio",
+    "partition_scores", "rankme", "reference_values", "relative_cluster_sizes", "rows_needed", "silhouettes", "singular_spectrum",
+    "size_summary", "stable_rank", "two_nn", "uniformity", "uniformity_floor", "uniformity_zscore", "w2_moments",
+    "wasserstein_uniformity",
 ]
 
 

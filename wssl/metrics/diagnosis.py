@@ -29,7 +29,8 @@ from .pictures import draw_all, page, png, table_html
 from .resampling import READ, interval, one_thread, read_rows, resample
 from .spectrum import _effective_rank, _power_law
 from .verdict import CONSTANT, Facts, effective_dimensions, judge, spectrum_shape
-from .wasserstein import _correction, live_fraction, null_law, uniformity_floor, wasserstein_uniformity
+from .wasserstein import wasserstein_uniformity
+from ..theory.null_distribution import live_fraction, null_distribution, sample_correction, uniformity_floor
 from ..theory.sphere import uniformity_of_sphere
 
 # %% ../../nbs/2_metrics/diagnosis.ipynb #eee0f295
@@ -173,7 +174,7 @@ def _statistics(values, mean2, power, different):
     "What is resampled, from eigenvalues of m, lengths and the number of different rows; evenness and shape over their law at n rows."
     m, n = len(values), max(2, round(different))
     squared = 1 + power - 2 / m**0.5 * values.sqrt().sum().item()
-    null = null_law(n, m)[0]
+    null = null_distribution(n, m)[0]
     now = {"W2": max(0.0, squared) ** 0.5, "evenness": (1 - squared / 2) / null, "mean length": mean2**0.5}
     if not values[0] > 0:
         return now | dict.fromkeys(("log shape", "stable rank", "participation ratio"), 0.0)
@@ -204,11 +205,11 @@ def _evenness(reading, whole, verdict, errors, different, now):
     "W2 and what is made of it."
     (values, _, power), n, m = whole, reading.n, reading.m
     distinct = max(2, round(different))  # the law of a sample is that of its different rows
-    fair, (null, sd) = distinct == n, null_law(distinct, m)
+    fair, (null, sd) = distinct == n, null_distribution(distinct, m)
     z = (null - (1 - now["W2"] ** 2 / 2)) / sd if fair and n >= 32 else None
     corrected = None
     if fair and n >= max(2, 2 * m) and values[0] > 0:
-        root = values.sqrt().sum().item() * _correction(values.flip(0).sqrt(), n, m)
+        root = values.sqrt().sum().item() * sample_correction(values.flip(0).sqrt(), n, m)
         corrected = max(0.0, 1 + power - 2 / m**0.5 * root) ** 0.5
     meaning, span = "distance from uniform; reference: as many uniform points", "0 to 1.414"
     w2, live = Number(now["W2"], (2 - 2 * null) ** 0.5, meaning, span), 0.0 if verdict.effective == 0 else None

@@ -18,7 +18,8 @@ from ..core.rows import widen
 from .alignment_uniformity import _alignment_rows, uniformity
 from .moments import Moments
 from .spectrum import _effective_rank, _eigenvalues
-from .wasserstein import _correction, _eigenvalue_roots, _eq8, _finish, _is_tall, _unit
+from .polar import eigenvalue_roots
+from .wasserstein import W2Moments, row_moments
 
 # %% ../../nbs/2_metrics/stateful.ipynb #205525bd
 class _Exact(Metric):
@@ -163,7 +164,7 @@ class WassersteinUniformity(_Exact):
         "Add the rows of `z`."
         z = as_embeddings(z)
         expect(z.shape[1] == self.m, f"rows with {self.m} columns", f"shape {tuple(z.shape)}")
-        moments = Moments(self.m, z.device).update(z if _is_tall(z) else z.double(), _unit if self.normalize else widen)
+        moments = row_moments(z, self.normalize)
         self.count += moments.count
         self.total += moments.count * moments.mean
         self.products += moments.count * (moments.cov + moments.mean.outer(moments.mean))
@@ -172,11 +173,9 @@ class WassersteinUniformity(_Exact):
         "$W_2$ of the rows so far. Raises `InputError` for no rows, and where `corrected` has under 2m."
         n = int(self.count)
         expect(n > 0, "at least 1 row before W2 is computed", "0 rows")
-        expect(not self.corrected or n >= 2 * self.m, f"at least 2m = {2 * self.m} rows for the corrected form", f"{n}")
         mean, second = self.total / n, self.products / n
-        roots = _eigenvalue_roots(torch.linalg.eigvalsh(second - mean.outer(mean)).clamp_min(0))
-        root = roots.sum() * (_correction(roots, n, self.m) if self.corrected else 1)
-        return _finish(_eq8(second.trace(), root, self.m), self.squared)
+        roots = eigenvalue_roots(torch.linalg.eigvalsh(second - mean.outer(mean)).clamp_min(0))
+        return W2Moments(n, self.m, second.trace(), roots).w2(self.squared, self.corrected)
 
 # %% ../../nbs/2_metrics/stateful.ipynb #5057a633
 class RankMe(_Exact):
