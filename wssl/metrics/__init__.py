@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from wssl.core.moved import moved_module
 from wssl.metrics.alignment_uniformity import alignment, uniformity
 from wssl.metrics.class_ranks import ClassRank, class_ranks, collapsed_share
 from wssl.metrics.clustering import (
@@ -32,7 +33,7 @@ from wssl.theory.gaussians import bhattacharyya, gaussian_kl, gaussian_w2
 from wssl.theory.null_distribution import live_fraction, null_distribution, null_law, uniformity_floor
 
 if TYPE_CHECKING:
-    from wssl.metrics.stateful import Alignment, RankMe, Uniformity, WassersteinUniformity
+    from wssl.metrics.torchmetrics_classes import Alignment, RankMe, Uniformity, WassersteinUniformity
 
 __all__ = [
     "Alignment", "ClassRank", "ClusterScores", "Diagnosis", "Hubness", "Moments", "Neighbours", "RankMe", "Reference",
@@ -45,11 +46,14 @@ __all__ = [
     "wasserstein_uniformity",
 ]
 
+pictures = moved_module("wssl.metrics.pictures", "wssl.metrics.plots")
+stateful = moved_module("wssl.metrics.stateful", "wssl.metrics.torchmetrics_classes")
+
 
 def __getattr__(name):
     "The torchmetrics classes, when first asked for: torchmetrics takes seconds to import, and no loss needs it."
     if name in ("Alignment", "RankMe", "Uniformity", "WassersteinUniformity"):
-        from wssl.metrics import stateful
+        from wssl.metrics import torchmetrics_classes
 
-        return getattr(stateful, name)
+        return getattr(torchmetrics_classes, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -53,7 +53,7 @@ class W2Moments(NamedTuple):
     count: int  # n
     m: int  # Dimensions
     power: Tensor  # mean |z|^2, float64
-    roots: Tensor  # Of the eigenvalues of the covariance, ascending, float64, shape (min(n, m),)
+    roots: Tensor  # Of the eigenvalues of the covariance, in any order, float64; zeros may be left out
 
     def correction(self) -> float:
         "Factor of tr Sigma^(1/2) that undoes the bias of the sample. Raises `InputError` below 2m rows."

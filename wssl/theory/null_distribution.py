@@ -68,7 +68,7 @@ def _first_order_bias(roots, weight, g):
 
 # %% ../../nbs/1_theory/null_distribution.ipynb #b151ca74
 def sample_correction(
-    roots: Tensor,  # Of the m eigenvalues of the covariance, ascending, float64, shape (m,)
+    roots: Tensor,  # Of the m eigenvalues of the covariance, float64, shape (m,)
     n: int,  # Rows
     m: int,  # Dimensions
 ) -> float:
