@@ -63,7 +63,7 @@ def _separation(sample, labels):
     ends = interval(value, error, -1, 1)
     return {"silhouette": Estimate(value, "1 is separate", "of the classes, cosine distance", "-1 to 1", *ends)}
 
-
+# %% ../../nbs/2_metrics/by_class.ipynb #b5ce170b
 def _with_ranks(lines, ranks):
     "Lines with the effective dimensions of each class, and the share of classes that are a point or a line."
     share = collapsed_share(ranks)
@@ -82,7 +82,7 @@ class ByClass(NamedTuple):
     lines: tuple = ()  # For each class: class, rows, spread, nearest, effective
     between: Tensor | None = None  # Cosines of class means about the overall mean, where there are 2 to 100
 
-
+# %% ../../nbs/2_metrics/by_class.ipynb #7f4c10b0
 def _all_labelled(sample, labels):
     "`by_class` of rows that all have a label."
     names, counts, means = _class_moments(sample.z, labels)
@@ -101,7 +101,7 @@ def _all_labelled(sample, labels):
         values |= more
     return ByClass(values, lines, cosine)
 
-
+# %% ../../nbs/2_metrics/by_class.ipynb #8be787bc
 def by_class(
     sample: Sample,  # That was read
     labels: Tensor,  # Class of each row, shape (n,), int64, negative: none

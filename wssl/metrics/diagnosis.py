@@ -77,7 +77,7 @@ def _corrected(sample, distinct):
         return None
     return W2Moments(n, m, values.new_tensor(power), values.sqrt()).w2(corrected=True).item()
 
-
+# %% ../../nbs/2_metrics/diagnosis.ipynb #691cfc1a
 def _evenness(sample, verdict):
     "W2 and what is derived from it."
     now, errors, n, m = sample.statistics, sample.errors, sample.n, sample.m
@@ -106,7 +106,7 @@ def _evenness(sample, verdict):
         "dead directions": _dead_number(verdict, m),
     }
 
-
+# %% ../../nbs/2_metrics/diagnosis.ipynb #0379eafc
 def _effective_number(verdict, m):
     "The verdict's number and range."
     if not verdict.effective:
