@@ -13,12 +13,13 @@ from wssl.metrics.clustering import (
     silhouettes,
     size_summary,
 )
-from wssl.metrics.diagnosis import Diagnosis, diagnose, follow
+from wssl.metrics.diagnosis import diagnose, follow
 from wssl.metrics.intrinsic_dimension import isotropic_dimension, mle_dimension, two_nn
 from wssl.metrics.lidar import discriminant_spectrum, lidar
 from wssl.metrics.moments import Moments
 from wssl.metrics.neighbours import Hubness, Neighbours, hubness, nearest_rows
 from wssl.metrics.reference_values import Reference, reference_values
+from wssl.metrics.report import Diagnosis
 from wssl.metrics.spectrum import (
     alpha_req,
     embedding_std,
