@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -143,3 +144,60 @@ def test_bad_input_is_one_sentence(call):
 def test_notes_may_hold_names_from_files_and_are_shown_as_text():
     found = replace(diagnose(torch.randn(50, 4, generator=torch.Generator().manual_seed(0))), notes=("<b>column</b>",))
     assert "&lt;b&gt;column&lt;/b&gt;" in found._repr_html_() and "<b>column" not in found._repr_html_()
+
+
+def test_old_paths_can_be_imported_and_warn():
+    import wssl.metrics.pictures  # noqa: F401
+
+    from wssl.metrics import plots, report, torchmetrics_classes
+
+    with pytest.warns(DeprecationWarning, match="wssl.metrics.pictures is now wssl.metrics.plots"):
+        from wssl.metrics.pictures import png
+    with pytest.warns(DeprecationWarning, match="wssl.metrics.stateful is now wssl.metrics.torchmetrics_classes"):
+        from wssl.metrics.stateful import RankMe
+    with pytest.warns(DeprecationWarning, match="Number is now wssl.metrics.report.Estimate"):
+        from wssl.metrics.diagnosis import Number
+    assert (png, RankMe, Number) == (plots.png, torchmetrics_classes.RankMe, report.Estimate)
+    with pytest.raises(ImportError):
+        from wssl.metrics.diagnosis import nothing  # noqa: F401
+
+
+def test_rows_are_checked_and_drawn_once(monkeypatch):
+    "What looks at the embeddings themselves: shape and type once, a draw of each size once."
+    import sys
+
+    from wssl.core import checks
+    from wssl.metrics import pairs
+
+    seen = []
+
+    def counted(function, *keys):
+        def call(*args, **options):
+            seen.append((function.__name__, *(args[key] for key in keys if key < len(args))))
+            return function(*args, **options)
+
+        return call
+
+    wanted = {name: counted(getattr(checks, name)) for name in ("as_embeddings", "check_finite", "as_views")}
+    wanted["sample_rows"] = counted(pairs.sample_rows, 0, 1)
+    originals = {name: getattr(pairs if name == "sample_rows" else checks, name) for name in wanted}
+    for module in [value for key, value in sys.modules.items() if key.startswith("wssl.")]:
+        for name, original in originals.items():
+            if vars(module).get(name) is original:
+                monkeypatch.setattr(module, name, wanted[name])
+    diagnose(torch.randn(600, 16, generator=torch.Generator().manual_seed(0)), labels=torch.arange(600) % 3)
+    assert [one[0] for one in seen].count("as_embeddings") == 1
+    assert not {"check_finite", "as_views"} & {one[0] for one in seen}
+    drawn = [one for one in seen if one[:2] == ("sample_rows", 600)]
+    assert sorted(drawn) == sorted({*drawn}) and len(drawn) == 3
+
+
+def test_no_private_name_crosses_a_file_of_the_chapter():
+    import ast
+
+    import wssl.metrics
+
+    for path in Path(wssl.metrics.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert not [one.name for one in node.names if one.name.startswith("_")], path.name

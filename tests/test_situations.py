@@ -166,8 +166,8 @@ def test_a_range_holds_the_truth_and_narrows():
     assert widths[2] < widths[0]
 
 
-def test_effective_dimensions_inverts_the_null_law():
-    from wssl.metrics.wasserstein import null_law
+def test_effective_dimensions_inverts_the_null_distribution():
+    from wssl.theory.null_distribution import null_distribution
 
     for n, m, r in [(64, 128, 30), (1000, 64, 64), (4096, 512, 7)]:
-        assert effective_dimensions((r / m) ** 0.5 * null_law(n, r)[0] * (1 + 1e-12), n, m) == r
+        assert effective_dimensions((r / m) ** 0.5 * null_distribution(n, r)[0] * (1 + 1e-12), n, m) == r

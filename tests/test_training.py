@@ -21,7 +21,7 @@ import torch
 from torch._dynamo.backends.debugging import aot_eager
 
 import wssl.evaluation
-import wssl.metrics.wasserstein as wasserstein
+import wssl.metrics.polar as polar
 import wssl.training.loop as loop
 from wssl.companion.cli import main
 from wssl.losses import w2_of_views
@@ -433,9 +433,9 @@ def test_forward_loss_and_backward_trace_into_one_graph(name, regularizer):
 @pytest.mark.parametrize(("name", "regularizer"), CASES)
 def test_a_step_asks_an_accelerator_for_nothing(monkeypatch, name, regularizer):
     """On tensors that have a device but no values, every `.item()` and every branch on a value is an error; W2 takes the path that it takes on a GPU."""
-    products = wasserstein._by_products
+    products = polar.polar_by_products
     monkeypatch.setattr(
-        wasserstein, "_by_gram", lambda rows, by_rows, total, group, _: products(rows, by_rows, total, group)
+        polar, "polar_by_gram", lambda rows, by_rows, total, group, _: products(rows, by_rows, total, group)
     )
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())  # knows no such device
     method, labels = _tiny(name).to("meta"), torch.empty(12, dtype=torch.long, device="meta")

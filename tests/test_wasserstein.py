@@ -17,11 +17,13 @@ from tests.distributed import run_ranks
 from wssl.metrics import (
     WassersteinUniformity,
     live_fraction,
-    null_law,
+    null_distribution,
     uniformity_floor,
     uniformity_zscore,
+    w2_moments,
     wasserstein_uniformity,
 )
+from wssl.metrics import polar as solvers
 from wssl.metrics import wasserstein as module
 
 
@@ -317,11 +319,11 @@ def test_the_path_for_many_rows(monkeypatch, normalize, dtype):
 @pytest.mark.parametrize("rank", [None, 8])
 def test_products_alone_agree_with_singular_values(shape, rank):
     "The algorithm of the GPU, run here."
-    rows = module._centre(F.normalize(draw(*shape, rank=rank)).float())[0]
+    rows = solvers.centre_rows(F.normalize(draw(*shape, rank=rank)).float())[0]
     n, m = shape
     u, s, vt = torch.linalg.svd(rows.double(), full_matrices=False)
     live = s > 1e-2 * s[0]
-    _, root, polar = module._by_products(rows, n <= m, n, None)
+    _, root, polar = solvers.polar_by_products(rows, n <= m, n, None)
     assert abs(root - s.sum() / math.sqrt(n)) * 2 / math.sqrt(m) < 5e-4
     shown = (u.T @ polar.double() @ vt.T).diagonal() / math.sqrt(n)
     assert (shown[live] - 1).abs().max() < 2e-2
@@ -331,7 +333,7 @@ def test_products_alone_agree_with_singular_values(shape, rank):
 def test_quintics_against_a_grid():
     "The polynomial found by exchange is no worse than a fine least-maximum search around it."
     low, high = 0.1 / 1.01, 1.01
-    (a, b, c), error = module._minimax_quintic(low, high)
+    (a, b, c), error = solvers._minimax_quintic(low, high)
     x = np.linspace(low, high, 20001)
     worst = lambda a, b, c: np.abs(a * x + b * x**3 + c * x**5 - 1).max()  # noqa: E731
     assert abs(worst(a, b, c) - error) < 1e-9
@@ -372,24 +374,42 @@ def test_autocast_does_not_reach_inside():
         (4096, 256, 0.9920250, 6.1e-5, None),
     ],
 )
-def test_null_law_against_recorded_simulations(n, m, s, sd, w2sq):
-    mean, spread = null_law(n, m)
+def test_null_distribution_against_recorded_simulations(n, m, s, sd, w2sq):
+    mean, spread = null_distribution(n, m)
     assert abs(mean - s) < 2e-4
     assert sd is None or abs(spread / sd - 1) < 0.12
     assert w2sq is None or abs(uniformity_floor(n, m) ** 2 - w2sq) < 4e-4
 
 
 @pytest.mark.parametrize("n, m", [(64, 32), (48, 96), (200, 40)])
-def test_null_law_against_simulation(n, m):
+def test_null_distribution_against_simulation(n, m):
     source = np.random.default_rng(0)
     values = []
     for _ in range(200):
         z = source.standard_normal((n, m))
         z /= np.linalg.norm(z, axis=1, keepdims=True)
         values.append(np.linalg.svd(z - z.mean(0), compute_uv=False).sum() / math.sqrt(n * m))
-    mean, sd = null_law(n, m)
+    mean, sd = null_distribution(n, m)
     assert abs(np.mean(values) - mean) < 4 * sd / math.sqrt(200) + 1e-4
     assert abs(np.std(values) / sd - 1) < 0.25
+
+
+def test_the_old_name_of_the_null_distribution_warns():
+    from wssl.metrics.wasserstein import null_law, root_and_inverse_by_products
+
+    with pytest.warns(DeprecationWarning, match="null_law is now called null_distribution"):
+        assert null_law(64, 32) == null_distribution(64, 32)
+    assert root_and_inverse_by_products is solvers.root_and_inverse_by_products
+
+
+def test_the_moments_are_enough_for_every_form():
+    z = draw(100, 20)
+    found = w2_moments(z)
+    for squared in (False, True):
+        for corrected in (False, True):
+            assert found.w2(squared, corrected) == wasserstein_uniformity(z, squared=squared, corrected=corrected)
+    with pytest.raises(ValueError, match="at least 2m = 40 rows for the corrected form; received 39"):
+        w2_moments(z[:39]).w2(corrected=True)
 
 
 def test_zscore_finds_what_is_not_uniform():

@@ -7,7 +7,8 @@ import torch
 
 from tests.bench.harness import take_turns
 from wssl.core.rows import normalize_rows
-from wssl.metrics import wasserstein
+from wssl.metrics.polar import centre_rows, polar_by_gram, polar_by_products, root_and_inverse
+from wssl.metrics.wasserstein import w2_squared
 
 SIZES = [(256, 256), (512, 256), (512, 512), (1024, 1024), (256, 2048), (512, 2048)]
 
@@ -18,9 +19,9 @@ def _step(z, solver):
     by_rows = total <= m
 
     def run():
-        rows, mean, _ = wasserstein._centre(z)
+        rows, mean, _ = centre_rows(z)
         variance, root, polar = solver(rows, by_rows, total)
-        value = wasserstein._eq8(variance + mean.square().sum(), root, m)
+        value = w2_squared(variance + mean.square().sum(), root, m)
         run.last = value, 2 / total * (z - polar / m**0.5)
         if z.is_cuda:
             torch.cuda.synchronize()
@@ -32,10 +33,8 @@ def measure(ceiling, repeats=15):
     """Rows: milliseconds by products and by `eigh`, and how far they differ in value and gradient."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     solvers = {
-        "products": lambda rows, by_rows, total: wasserstein._by_products(rows, by_rows, total, None),
-        "eigh": lambda rows, by_rows, total: wasserstein._by_gram(
-            rows, by_rows, total, None, wasserstein._root_and_inverse
-        ),
+        "products": lambda rows, by_rows, total: polar_by_products(rows, by_rows, total, None),
+        "eigh": lambda rows, by_rows, total: polar_by_gram(rows, by_rows, total, None, root_and_inverse),
     }
     rows = []
     for n, m in SIZES:

@@ -399,7 +399,7 @@ SUBJECTS = {
     "wasserstein_uniformity: squared": _w2(squared=True),
     "wasserstein_uniformity: metric": _w2(free=0),
     "uniformity_zscore": Subject(M.uniformity_zscore, ref.zscore, least=_at_least(32), wide=True, scale=True, slack=lambda case, arrays, eps: _lost_roots(case, arrays, eps) / ref.null_law(*arrays[0].shape)[1], size=lambda n, m: 1 / ref.null_law(n, m)[1], floor=1e9, work=2**22, most=512),
-    "null_law": Subject(lambda z: torch.tensor(M.null_law(*z.shape), dtype=torch.float64), lambda x, c: np.array(ref.null_law(*x[0].shape)), least=_at_least(2), reach=COSINES, wide=True, floor=2e10, nan=False),
+    "null_distribution": Subject(lambda z: torch.tensor(M.null_distribution(*z.shape), dtype=torch.float64), lambda x, c: np.array(ref.null_law(*x[0].shape)), least=_at_least(2), reach=COSINES, wide=True, floor=2e10, nan=False),
     "uniformity_floor": Subject(lambda z: torch.tensor(M.uniformity_floor(*z.shape), dtype=torch.float64), None, least=_at_least(2), reach=COSINES, wide=True, low=0, high=math.sqrt(2), nan=False),
     "live_fraction": Subject(lambda z: M.live_fraction(2**0.5 * torch.sigmoid(z.double())), lambda x, c: (1 - 1 / (1 + np.exp(-x[0])) ** 2) ** 2, low=0, high=1, reach=COSINES, rows=False, nan=False),
     "gaussian_w2": Subject(M.gaussian_w2, ref.gaussian_w2, _moments, 2, COSINES, low=0, floor=256, twice=False),
@@ -472,6 +472,11 @@ SUBJECTS = {
 
 # public, and nothing to feed numbers to
 RESULTS = {"ClusterScores": "what cluster_scores returns", "Diagnosis": "what diagnose returns"}
+RESULTS |= {
+    "W2Moments": "what w2_moments returns",
+    "w2_moments": "wasserstein_uniformity reads it",
+    "null_law": "old name",
+}
 RESULTS |= {"collapse_values": "constants of sizes, no tensors", "explain_loss": "a sentence about a number"}
 
 

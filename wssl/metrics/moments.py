@@ -84,6 +84,14 @@ class Moments:
         "Add the rows of `z`; returns self. Raises `InputError` for another m or for values that are not finite."
         z = expect_no_batch(as_embeddings(z, min_rows=0).detach())
         expect(z.shape[1] == self.m, f"rows with {self.m} columns", f"shape {tuple(z.shape)}")
+        return self.add(z, prepare)
+
+    def add(
+        self,
+        z: Tensor,  # Rows (n, m) that were checked to be so
+        prepare=widen,  # As in `update`
+    ):
+        "`update` of rows that were checked before; values that are not finite are still refused."
         new = Moments(self.m, self._mean.device)
         if z.device.type == "cpu" and len(z) > CHUNK:
             for part in in_spans(lambda span: Moments(self.m)._read(span, prepare), z):

@@ -15,7 +15,7 @@ from ..core.checks import expect
 from ..core.seeds import generator
 from .intrinsic_dimension import isotropic_dimension
 from .lidar import lidar
-from .wasserstein import uniformity_floor
+from ..theory.null_distribution import uniformity_floor
 from ..theory.sphere import uniformity_of_sphere
 
 # %% ../../nbs/2_metrics/reference_values.ipynb #7b5b0b90

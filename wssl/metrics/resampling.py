@@ -128,8 +128,8 @@ def _part(z, groups, direction, share, each, wide):
         expect(not max(-low, high) >= LARGEST, f"embeddings below {LARGEST:.0e} in size", f"{max(-low, high):.3g}")
         unit = normalize_rows(chunk)
         for g, group in enumerate(found.groups):
-            group.update(unit[g::groups])
-        found.raw.update(chunk)
+            group.add(unit[g::groups])
+        found.raw.add(chunk)
         keys = chunk.double() @ direction
         found.zeros += int((unit.square().sum(1) < 0.5).sum())
         found.lowest = min(found.lowest, low)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .dead_directions import SURE, DeadDirections, dead_directions
-from .wasserstein import null_law
+from ..theory.null_distribution import null_distribution
 
 # %% ../../nbs/2_metrics/verdict.ipynb #2fe406fb
 MARGIN = 0.02  # Relative uncertainty of s
@@ -44,7 +44,7 @@ def effective_dimensions(
     n, low, high = max(2, round(n)), 1, m
 
     def seen(r):
-        return (r / m) ** 0.5 * null_law(n, r)[0]
+        return (r / m) ** 0.5 * null_distribution(n, r)[0]
 
     if m == 1 or shape >= seen(m):
         return m
@@ -104,7 +104,7 @@ def rows_needed(
     def healthy(rows):
         "Still, if the next rows look less even than the pilot by another margin."
         margin = (MARGIN**2 + 4 * error**2 * n / rows) ** 0.5
-        seen = (effective / m) ** 0.5 * null_law(rows, effective)[0]
+        seen = (effective / m) ** 0.5 * null_distribution(rows, effective)[0]
         return effective_dimensions(seen * (1 - 2 * margin), rows, m) >= DOUBTFUL * m
 
     low, high = max(FEWEST, math.ceil(n)), enough

@@ -24,10 +24,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..core.checks import InputError, as_embeddings, expect
 from ..core.collectives import WORLD, rank
-from ..metrics.diagnosis import _same_sum, _significant, _statistics
 from ..metrics.pairs import sample_rows, tight_groups
 from ..metrics.resampling import one_thread, read_rows
-from ..metrics.spectrum import _effective_rank
+from ..metrics.sample import moment_statistics as _statistics
+from ..metrics.sample import same_sum as _same_sum
+from ..metrics.spectrum import effective_rank as _effective_rank
+from ..metrics.spectrum import significant_eigenvalues as _significant
 from ..metrics.verdict import CONSTANT, Facts, judge
 from ..metrics.wasserstein import uniformity_floor
 
