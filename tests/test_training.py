@@ -24,6 +24,7 @@ import wssl.evaluation
 import wssl.metrics.wasserstein as wasserstein
 import wssl.training.loop as loop
 from wssl.companion.cli import main
+from wssl.core.checks import InputError, NotFinite
 from wssl.losses import w2_of_views
 from wssl.methods import BYOL, METHODS, AlignW2, SimCLR
 from wssl.models import SmallResNet, initialised_from
@@ -305,6 +306,17 @@ def test_a_loss_that_is_not_finite_ends_in_one_sentence_and_keeps_the_last_good_
         _train(SMALL, tmp_path, regularizer=regularizer, weight=weight, weight_end=None)
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-3"]
     assert all(p.isfinite().all() for p in Run.read(tmp_path).load().parameters())
+
+
+@pytest.mark.parametrize("error", [NotFinite("reworded"), InputError("expected NaN in the words; received 1")])
+def test_a_loss_that_is_not_finite_is_told_by_the_class_of_the_error(tmp_path, monkeypatch, error):
+    def refused(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(loop, "train_step", refused)
+    told = isinstance(error, NotFinite)
+    with pytest.raises(TrainingError if told else InputError, match="the loss is not finite" if told else "the words"):
+        _train(SMALL, tmp_path)
 
 
 def test_a_loss_at_its_value_of_full_collapse_is_named_once(tmp_path):

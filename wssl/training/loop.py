@@ -19,7 +19,7 @@ import warnings
 import torch
 from torch import nn
 
-from ..core.checks import InputError, expect
+from ..core.checks import InputError, NotFinite, expect
 from ..core.collectives import WORLD, all_reduce_sum, from_first, joined, rank, sync_batchnorm, world_size
 from ..core.environment import environment
 from ..core.paths import locked, sealed, unsealed, write_atomically
@@ -322,9 +322,7 @@ def _epoch(net, optimizer, data, config, epoch, out, loss_of, probe):
         try:
             means = train_epoch(net, optimizer, data[0], config, epoch, bar, loss_of, probe)
             bad = not all(math.isfinite(value) for value in means.values())
-        except InputError as error:
-            if "NaN" not in str(error):
-                raise
+        except NotFinite:
             bad = True
         bar.clear()
         if bad:
