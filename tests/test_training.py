@@ -32,6 +32,7 @@ from wssl.training import LARS, Run, TrainConfig, TrainingError, train
 from wssl.training.checkpoints import checkpoints
 from wssl.training.config import views_of
 from wssl.training.evaluation import evaluate, extract_features, load_data, load_images
+from wssl.training.run_directory import RunDirectory
 from wssl.training.runs import read_metrics
 from wssl.training.step import (
     OnlineProbe,
@@ -118,6 +119,7 @@ def test_every_draw_of_a_training_has_a_name_of_its_own(tmp_path, monkeypatch):
 KILLED = """
     import json, os, signal, sys
     import wssl.training.loop as loop
+    import wssl.training.run_directory as directory
     from wssl.training.config import TrainConfig
 
     def die_at(call, function):
@@ -133,9 +135,9 @@ KILLED = """
     if place == "step":
         loop.train_step = die_at(8, loop.train_step)
     elif place == "rename":
-        loop.os.rename = die_at(2, loop.os.rename)
+        os.rename = die_at(2, os.rename)
     elif place == "save":
-        loop.save_checkpoint = die_at(2, loop.save_checkpoint)
+        directory.save_checkpoint = die_at(2, directory.save_checkpoint)
     loop.train(TrainConfig.from_dict(json.loads(sys.argv[1])), say=None, events=False)
 """
 
@@ -204,7 +206,7 @@ def test_killed_from_outside_the_same_command_ends_in_the_same_metrics(tmp_path)
 
 
 def test_a_second_process_in_the_directory_is_refused_until_the_first_is_gone(tmp_path):
-    with loop._locked(tmp_path), pytest.raises(ValueError) as error:
+    with RunDirectory(replace(SMALL, out=str(tmp_path))).lock(), pytest.raises(ValueError) as error:
         _train(SMALL, tmp_path, epochs=1)
     expected = f"expected a run directory that nobody trains in; received {tmp_path} (process {os.getpid()} does)"
     assert str(error.value) == expected and not (tmp_path / "config.json").exists()
