@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 
 from .config import TrainConfig
+from .evaluation import Measurements
 
 # %% ../../nbs/9_training/progress.ipynb #9a850408
 class Progress:
@@ -38,16 +39,7 @@ class Progress:
             self.stream.write("\r\033[K")
 
 # %% ../../nbs/9_training/progress.ipynb #7242d44d
-TEXTS = {
-    "loss": "loss {:.4f}",
-    "w2": "W2 {:.3f}",
-    "lu": "L_U {:.2f}",
-    "alignment": "alignment {:.3f}",
-    "knn": "kNN {:.3f}",
-    "online_train": "online {:.3f}",
-    "online_top1": "(test {:.3f})",
-    "linear_top1": "linear {:.3f}",
-}
+TEXTS = {"loss": "loss {:.4f}", **Measurements.texts(), "online_train": "online {:.3f}", "online_top1": "(test {:.3f})"}
 
 # %% ../../nbs/9_training/progress.ipynb #dcb1c0ea
 def line_text(
