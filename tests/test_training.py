@@ -31,7 +31,7 @@ from wssl.models import SmallResNet, initialised_from
 from wssl.training import LARS, Run, TrainConfig, TrainingError, train
 from wssl.training.checkpoints import checkpoints
 from wssl.training.config import views_of
-from wssl.training.evaluation import evaluate, extract_features, load_data, load_images
+from wssl.training.evaluation import Measurements, evaluate, extract_features, load_data, load_images, measure
 from wssl.training.run_directory import RunDirectory
 from wssl.training.runs import read_metrics
 from wssl.training.step import (
@@ -711,3 +711,44 @@ def test_training_imports_nothing_that_a_bare_machine_lacks(tmp_path):
         timeout=200,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_bound_stands_in_the_help_and_in_the_message_of_a_field():
+    """Both are made of the field: a value beyond a bound is refused with the number or the name that help shows."""
+    bounded = [item for item in fields(TrainConfig) if set(item.metadata) & {"least", "most", "above", "names"}]
+    seen = 0
+    for item in bounded:
+        about, shown = item.metadata, item.metadata["help"].rpartition("[")[2]
+        beyond = {"least": lambda bound: bound - 1, "most": lambda bound: bound + 1, "above": lambda bound: bound}
+        for kind, wrong in beyond.items():
+            if (bound := about.get(kind)) is not None:
+                seen += 1
+                with pytest.raises(InputError, match=rf"^expected {item.name} as a .*\b{bound}\b.*; received"):
+                    TrainConfig(**{item.name: wrong(bound)})
+                assert str(bound) in shown
+        if names := about.get("names"):
+            seen += 1
+            with pytest.raises(InputError, match=rf"^expected {item.name} {names[0]}"):
+                TrainConfig(**{item.name: "nothing"})
+            assert all(name in shown for name in names)
+    assert seen > 25
+
+
+def test_the_measurements_of_a_run_come_back_from_its_lines(whole):
+    """A key that no field knows would be in the lines and not in the summary."""
+    method, data = whole.load(), load_data(whole.config)
+    found = measure(method, *data, whole.config, spectrum=True)
+    assert Measurements.from_dict(found.to_dict()).to_dict() == found.to_dict()
+    line = whole.final | {"loss": 1.0, "measured_queue": 2.0, "cluster_empty": 0.5}
+    kept = Measurements.from_dict(line).to_dict()
+    others = {"epoch", "step", "loss", "regularizer", "seconds", "evaluation_seconds", "lr"}
+    assert set(line) - set(kept) == others and kept["measured_queue"] == 2.0 and kept["cluster_empty"] == 0.5
+
+
+def test_names_of_one_version_ago_warn():
+    import wssl.training.evaluation as module
+
+    with pytest.warns(DeprecationWarning, match="fields of Measurements"):
+        assert set(module.MEASURED) > {"w2", "knn", "study", "student_knn"}
+    with pytest.raises(AttributeError, match="no attribute 'measured'"):
+        module.measured  # noqa: B018
