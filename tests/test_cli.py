@@ -156,6 +156,32 @@ def test_help_explains_every_option(capsys, command):
         assert "[epochs, at least 1]" in out and "(default: 20)" in out
 
 
+@pytest.mark.parametrize(
+    "words, code",
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        (["diagnose", "--help"], 0),
+        (["table"], 0),
+        (["tabel"], 2),
+        (["diagnose"], 2),
+    ],
+)
+def test_an_answer_without_tensors_does_not_wait_for_pytorch(words, code):
+    "PyTorch takes more than a second to import; help, a misspelt command and a table need none of it."
+    source = f"""
+import sys
+from wssl.__main__ import main
+code = main()
+assert code == {code}, code
+assert not {{"torch", "torchvision", "sklearn", "matplotlib"}} & set(sys.modules)
+"""
+    ran = subprocess.run([sys.executable, "-c", source, *words], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    if words == ["--help"]:
+        assert ran.stdout.split("\n\n")[1].startswith("Measure and prevent representation collapse")
+
+
 def test_train_table_and_evaluate_as_processes(tmp_path):
     def wssl(*words):
         return subprocess.run([sys.executable, "-m", "wssl", *words], cwd=ROOT, capture_output=True, text=True)

@@ -148,6 +148,22 @@ def test_show_table_is_read_back(capsys, monkeypatch):
     json.dumps(values, allow_nan=False)
 
 
+def test_row_numbers_are_no_column():
+    "What a filter leaves of them says nothing; an index with a name, or of words, does."
+    frame = pd.DataFrame({"method": ["a", "b", "c"], "n": [1, 2, 3]})
+    assert list(records._framed(frame.query("n > 1")).columns) == ["method", "n"]
+    assert list(records._framed(frame.sort_values("n", ascending=False)).columns) == ["method", "n"]
+    assert list(records._framed(frame.rename_axis("row")).columns) == ["row", "method", "n"]
+    assert list(records._framed(frame.set_index("method")).columns) == ["method", "n"]
+    assert "index" not in records.table_html(frame.query("n > 1"))
+
+
+def test_no_stored_table_has_a_column_of_row_numbers():
+    for path in (ROOT / "nbs").rglob("*.ipynb"):
+        if ".ipynb_checkpoints" not in path.parts and path.name != "atlas.ipynb":  # to be executed again
+            assert "<th>index</th>" not in path.read_text(), path.name
+
+
 # ---------------------------------------------------------------------------------------------------------------- published
 
 

@@ -217,6 +217,35 @@ def test_figures_lose_bytes_and_not_their_look():
     assert len(small) < 0.8 * len(data) and abs(a - b).max() <= 40 and abs(a - b).mean() < 0.5
 
 
+def test_grid_lines_of_a_stored_figure_stay_grey():
+    "A figure with more colours than a palette holds: its grid lines are the neutral grey of the theme, and no grey is tinted."
+    import base64
+    import io
+
+    import matplotlib.pyplot as plt
+    import numpy as np
+    from PIL import Image
+
+    from wssl.core.theme import PALETTE, figure
+
+    fig, ax = figure(width=8, height=4)
+    for number, shade in enumerate(PALETTE):
+        wave = np.sin(np.arange(30) / 3 + number)
+        ax.fill_between(range(30), wave - 0.2, wave + 0.2, color=shade, alpha=0.15)
+        ax.plot(wave, color=shade)
+    file = io.BytesIO()
+    fig.savefig(file, format="png")
+    plt.close(fig)
+    a = np.asarray(Image.open(file).convert("RGB")).astype(int)
+    small = compact_png(base64.b64encode(file.getvalue()).decode())
+    picture = Image.open(io.BytesIO(base64.b64decode(small)))
+    b = np.asarray(picture.convert("RGB")).astype(int)
+    grid, grey = (a == 204).all(-1), (a == a[..., :1]).all(-1)
+    assert picture.mode == "P" and grid.sum() > 1000
+    assert (b[grid] == 204).all() and (b[grey] == b[grey][:, :1]).all()
+    assert abs(a - b).max() <= 40 and abs(a - b).mean() < 2
+
+
 def test_every_notebook_of_the_project_is_found():
     from wssl.companion.runner import find_notebooks
 

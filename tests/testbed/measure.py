@@ -7,6 +7,12 @@ from wssl.metrics.diagnosis import diagnose
 from wssl.metrics.spectrum import embedding_std, participation_ratio, rankme, singular_spectrum
 
 
+def centred_rank(spectrum):
+    """Exponential of the entropy of the singular values' shares, about the mean."""
+    share = spectrum.sqrt() / spectrum.sqrt().sum()
+    return float(torch.special.entr(share).sum().exp())
+
+
 def meters(rows, space):
     """Every meter of rows (n, m); `space` is "embedding" or "representation"."""
     found = diagnose(rows, space=space)
@@ -21,7 +27,7 @@ def meters(rows, space):
         "RankMe": float(rankme(rows)),
         "participation ratio": float(participation_ratio(rows)),
         "std * sqrt m": float(embedding_std(rows)) * m**0.5,
-        "spectrum": [float(f"{value:.4g}") for value in singular_spectrum(rows).tolist()],
+        "centred rank": centred_rank(singular_spectrum(rows).clamp_min(0)),
     }
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from .diagnose_command import add_diagnose, run_diagnose
 from .evaluate_command import add_evaluate, run_evaluate
 from .options import Parser, add_fields, check_target, starting
-from ..core.checks import InputError, expect
+from ..core.errors import InputError, expect
 from ..core.paths import FULL
 
 # %% ../../nbs/companion/cli.ipynb #ac2b8d8c
@@ -146,7 +146,9 @@ def run_train(
             print(
                 f"Record: {write_run(options.record, method_name(config.method), config.variant, config.source, config.seed, record, root=options.project)}"
             )
-        print(f"Done. Results: {run.path}/summary.json, {run.path}/metrics.jsonl. Look again: wssl evaluate {run.path}")
+        print(
+            f"Done. Results: {run.path}/summary.json, {run.path}/metrics.jsonl. Evaluate again: wssl evaluate {run.path}"
+        )
     return 0
 
 # %% ../../nbs/companion/cli.ipynb #c9b89f18
@@ -271,7 +273,7 @@ def add_table(parser, words=()):
         choices=("cifar10", "cifar100"),
         help="published column of Table 2 (default: cifar10)",
     )
-    parser.add_argument("--csv", action="store_true", help="the second table as CSV and nothing else")
+    parser.add_argument("--csv", action="store_true", help="print only the comparison table, as CSV")
 
 # %% ../../nbs/companion/cli.ipynb #2d97aa27
 def run_table(
@@ -323,7 +325,7 @@ def build_parser(
 
     parser = Parser(
         prog="wssl",
-        description="Executable companion to four works on self-supervised learning. Exit codes: 0 success, 1 a run or threshold failed, 2 input that cannot be used.",
+        description="Measure and prevent representation collapse in self-supervised learning. Exit codes: 0 success, 1 a run or threshold failed, 2 invalid input.",
     )
     parser.add_argument("--version", action="version", version=f"wssl {__version__}")
     commands = parser.add_subparsers(dest="name", metavar="COMMAND", required=True)

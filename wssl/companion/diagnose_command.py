@@ -7,12 +7,13 @@ __all__ = ['IDLE', 'add_diagnose', 'embeddings_of', 'embeddings_of_images', 'net
            'stage_names', 'run_diagnose', 'passed']
 
 # %% ../../nbs/companion/diagnose_command.ipynb #cd2a7c46
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 from .options import check_target, starting
-from ..core.checks import expect
+from ..core.errors import expect
 
 # %% ../../nbs/companion/diagnose_command.ipynb #41c18138
 def add_diagnose(parser, words=()):
@@ -231,15 +232,17 @@ def run_diagnose(
     options,  # What the parser returned
 ) -> int:  # 0, or 1 below --fail-below
     "What the embeddings of a file have become."
-    with starting():
-        from wssl.data.decoded import progress_line
-        from wssl.metrics.diagnosis import diagnose
-
     check_idle(options)
     outputs, many = check_outputs(options), len(options.file) > 1 and not options.join
     expect(not (many and options.second), "one file beside --second", f"{len(options.file)} files")
     there = not options.labels or Path(options.labels).exists()
     expect(there, "a file of labels", f"{options.labels!r}, which does not exist")
+    for path in options.file:
+        expect(os.path.exists(path), "a file of embeddings", f"{path[:100]!r}, which does not exist")
+    with starting():
+        from wssl.data.decoded import progress_line
+        from wssl.metrics.diagnosis import diagnose
+
     progress, notes = progress_line("reading", "rows"), []
     if many:
         found = _stages(options, notes, progress)

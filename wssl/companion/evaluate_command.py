@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .options import check_target, starting
-from ..core.checks import expect
+from ..core.errors import expect
 
 # %% ../../nbs/companion/evaluate_command.ipynb #89763a22
 PROTOCOLS = ("knn", "linear", "views", "semi", "finetune")
@@ -110,10 +110,6 @@ def run_evaluate(
     options,  # What the parser returned
 ) -> int:  # 0
     "Metrics and accuracies of a run's newest checkpoint."
-    with starting():
-        from wssl.training.evaluation import evaluate, load_data, pick_device
-        from wssl.training.runs import Run
-
     names = options.protocol.split(",")
     expect(set(names) <= set(PROTOCOLS), f"protocols among {', '.join(PROTOCOLS)}", repr(options.protocol))
     expect(
@@ -123,6 +119,10 @@ def run_evaluate(
     )
     if options.json:
         check_target(options.json)
+    with starting():
+        from wssl.training.evaluation import evaluate, load_data, pick_device
+        from wssl.training.runs import Run
+
     run = Run.read(Path(options.run).resolve())
     config = replace(run.config, root=options.root or run.config.root, device=options.device)
     device = pick_device(config.device)

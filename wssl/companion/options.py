@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
 
-from ..core.checks import InputError, expect
+from ..core.errors import InputError, expect
 
 # %% ../../nbs/companion/options.ipynb #0d4f171b
 class Parser(argparse.ArgumentParser):

@@ -58,6 +58,8 @@ def output_markdown(
         return f"![Figure {number}](nbs/_site/readme-{number}.png)"
     if "<table" in data.get("text/html", ""):
         return html_to_markdown_table(data["text/html"])
+    if "text/markdown" in data:
+        return data["text/markdown"]
     text = data.get("text/plain", output.get("text", ""))
     return "```\n" + text.rstrip() + "\n```" if text else ""
 

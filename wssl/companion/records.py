@@ -14,7 +14,7 @@ from datetime import date
 from pathlib import Path, PurePath
 from typing import Any
 
-from ..core.checks import InputError, expect
+from ..core.errors import InputError, expect
 from ..core.environment import environment
 from ..core.paths import find_root, write_atomically
 
@@ -259,10 +259,10 @@ RESULT = "application/vnd.wssl.result+json"
 
 # %% ../../nbs/companion/records.ipynb #a5a46aeb
 def _framed(df):
-    "`df` with a meaningful index turned into columns."
-    import pandas as pd
+    "`df` with a meaningful index turned into columns; row numbers without a name, all of them or those a filter left, mean nothing."
+    from pandas.api.types import is_integer_dtype
 
-    counted = isinstance(df.index, pd.RangeIndex) and df.index.name is None
+    counted = is_integer_dtype(df.index) and df.index.name is None
     df = df if counted else df.reset_index()
     df.columns = [
         " ".join(str(part) for part in column if part != "") if isinstance(column, tuple) else str(column)

@@ -13,6 +13,8 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
+
 from .records import RESULT
 from .runner import find_notebooks, source_hash
 from ..core.checks import expect
@@ -25,19 +27,38 @@ import nbformat
 def compact_png(
     data: str,  # PNG, base64
 ) -> str:  # PNG, base64, never longer
-    "A figure with a palette of 256 colours where that takes fewer bytes."
+    "A figure with a palette of 256 colours where that takes fewer bytes; a grey stays a grey."
     from PIL import Image
 
     picture = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA")
     page = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    file = io.BytesIO()
-    page.quantize(
-        256,
-        method=Image.Quantize.MAXCOVERAGE if page.getcolors(256) is None else Image.Quantize.MEDIANCUT,
-        dither=Image.Dither.NONE,
-    ).save(file, "PNG", optimize=True)
+    places, palette = _with_palette(np.asarray(page))
+    indexed, file = Image.fromarray(places), io.BytesIO()
+    indexed.putpalette(palette.tobytes())
+    indexed.save(file, "PNG", optimize=True)
     small = base64.b64encode(file.getvalue()).decode()
     return small if len(small) < len(data) else data.rstrip()
+
+
+def _with_palette(
+    pixels: np.ndarray,  # uint8 (height, width, 3)
+    exact: int = 64,  # Greys, and colours, that are kept as they are, the most frequent first
+):  # For each pixel its place in the palette, uint8 (height, width); the palette, uint8 (at most 256, 3)
+    "The nearest of 256 colours for each pixel; a neutral grey takes the nearest grey, so that no grid line is tinted."
+    from PIL import Image
+    from scipy.spatial import KDTree
+
+    codes, where, count = np.unique(pixels.astype(np.int64) @ [65536, 256, 1], return_inverse=True, return_counts=True)
+    colours = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], 1).astype(np.uint8)
+    grey = (colours == colours[:, :1]).all(1)
+    frequent = [colours[kind][np.argsort(-count[kind], kind="stable")[:exact]] for kind in (grey, ~grey)]
+    rest = pixels[~grey[where.reshape(pixels.shape[:2])]]
+    spread = Image.fromarray(rest[None]).quantize(256 - 2 * exact, Image.Quantize.MAXCOVERAGE) if len(rest) else None
+    palette = np.concatenate([*frequent, np.array(spread.getpalette() if spread else [], np.uint8).reshape(-1, 3)])
+    nearest = KDTree(palette.astype(float)).query(colours)[1]
+    if grey.any():
+        nearest[grey] = KDTree(frequent[0].astype(float)).query(colours[grey])[1]
+    return nearest.astype(np.uint8)[where].reshape(pixels.shape[:2]), palette
 
 # %% ../../nbs/companion/stored.ipynb #4c82dcee
 def without_paths(

@@ -12,8 +12,6 @@ import platform
 import subprocess
 from importlib import import_module
 
-import torch
-
 from .paths import find_root
 
 # %% ../../nbs/0_core/environment.ipynb #12abbba9
@@ -54,6 +52,8 @@ def git_commit(
 # %% ../../nbs/0_core/environment.ipynb #cb24e8ed
 def environment() -> dict:  # Plain values only, fit for JSON
     "Versions, hardware, threads, the instruction set that PyTorch takes, and commit; no names of machines and no paths."
+    import torch
+
     versions = {name: str(import_module(name).__version__) for name in ("torch", "torchvision", "numpy", "wssl")}
     return {
         "python": platform.python_version(),

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from .checks import InputError, expect
+from .errors import InputError, expect
 
 # %% ../../nbs/0_core/paths.ipynb #a2a93b1f
 def find_root(

@@ -1,8 +1,9 @@
-"""Alignment, uniformity, Wasserstein uniformity, moments, spectra, clusters, and the diagnosis that reads them."""
+"""Alignment, uniformity, Wasserstein uniformity, moments, spectra, clusters, neighbours, and the diagnosis that reads them."""
 
 from typing import TYPE_CHECKING
 
 from wssl.metrics.alignment_uniformity import alignment, uniformity
+from wssl.metrics.class_ranks import ClassRank, class_ranks, collapsed_share
 from wssl.metrics.clustering import (
     ClusterScores,
     cluster_scores,
@@ -12,8 +13,11 @@ from wssl.metrics.clustering import (
     size_summary,
 )
 from wssl.metrics.diagnosis import Diagnosis, diagnose, follow
+from wssl.metrics.intrinsic_dimension import isotropic_dimension, mle_dimension, two_nn
 from wssl.metrics.lidar import discriminant_spectrum, lidar
 from wssl.metrics.moments import Moments
+from wssl.metrics.neighbours import Hubness, Neighbours, hubness, nearest_rows
+from wssl.metrics.reference_values import Reference, reference_values
 from wssl.metrics.spectrum import (
     alpha_req,
     embedding_std,
@@ -36,12 +40,13 @@ if TYPE_CHECKING:
     from wssl.metrics.stateful import Alignment, RankMe, Uniformity, WassersteinUniformity
 
 __all__ = [
-    "Alignment", "ClusterScores", "Diagnosis", "Moments", "RankMe", "Uniformity", "WassersteinUniformity",
-    "alignment", "alpha_req", "bhattacharyya", "cluster_scores", "diagnose", "discriminant_spectrum",
-    "embedding_std", "follow", "gaussian_kl", "gaussian_w2", "lidar", "live_fraction", "null_law",
-    "participation_ratio", "partition_scores", "rankme", "relative_cluster_sizes", "rows_needed", "silhouettes",
-    "singular_spectrum", "size_summary", "stable_rank", "uniformity", "uniformity_floor", "uniformity_zscore",
-    "wasserstein_uniformity",
+    "Alignment", "ClassRank", "ClusterScores", "Diagnosis", "Hubness", "Moments", "Neighbours", "RankMe", "Reference",
+    "Uniformity", "WassersteinUniformity",
+    "alignment", "alpha_req", "bhattacharyya", "class_ranks", "cluster_scores", "collapsed_share", "diagnose",
+    "discriminant_spectrum", "embedding_std", "follow", "gaussian_kl", "gaussian_w2", "hubness", "isotropic_dimension",
+    "lidar", "live_fraction", "mle_dimension", "nearest_rows", "null_law", "participation_ratio", "partition_scores",
+    "rankme", "reference_values", "relative_cluster_sizes", "rows_needed", "silhouettes", "singular_spectrum",
+    "size_summary", "stable_rank", "two_nn", "uniformity", "uniformity_floor", "uniformity_zscore", "wasserstein_uniformity",
 ]
 
 

@@ -19,12 +19,15 @@ from torch import Tensor
 from ..core.checks import InputError, as_embeddings, as_labels, as_views, check_finite, expect, expect_no_batch
 from ..core.paths import write_atomically
 from ..core.rows import normalize_rows, widen
+from .class_ranks import class_ranks, collapsed_share
 from .clustering import silhouettes
 from .known_models import known_models
-from .pairs import SAMPLE, read_pairs, sample_rows, tight_groups
+from .intrinsic_dimension import _inverse_dimensions, isotropic_dimension
+from .neighbours import _different, _hubness
+from .pairs import SAMPLE, centred_products, read_pairs, sample_rows, tight_groups
 from .pictures import draw_all, page, png, table_html
 from .resampling import READ, interval, one_thread, read_rows, resample
-from .spectrum import alpha_req, participation_ratio, rankme, stable_rank
+from .spectrum import _effective_rank, _power_law
 from .verdict import CONSTANT, Facts, effective_dimensions, judge, spectrum_shape
 from .wasserstein import _correction, live_fraction, null_law, uniformity_floor, wasserstein_uniformity
 from ..theory.sphere import uniformity_of_sphere
@@ -180,12 +183,6 @@ def _statistics(values, mean2, power, different):
         "participation ratio": (values.sum() ** 2 / values.square().sum()).item(),
     }
 
-
-def _rows_with(values):
-    "Rows without a mean whose covariance has the eigenvalues `values`, up to a factor."
-    roots = torch.diag(values.sqrt())
-    return torch.cat([roots, -roots])
-
 # %% ../../nbs/2_metrics/diagnosis.ipynb #5c9ad7d4
 def _number(errors, now, name, reference, meaning, span, low=0.0, high=math.inf):
     "`Number` of a resampled statistic, with its interval."
@@ -231,6 +228,26 @@ def _evenness(reading, whole, verdict, errors, different, now):
         "dead directions": _dead_number(verdict, m),
     }
 
+# %% ../../nbs/2_metrics/diagnosis.ipynb #a33439ce
+NEAREST = 10  # Neighbours of each row
+
+
+def _near(rows, products):
+    "What the nearest of some unit rows about their mean say; nothing where too few of them differ."
+    found = _different(rows, NEAREST, products) if len(rows) >= 32 and rows.abs().amax() > 0 else None
+    if found is None:
+        return {}
+    n, m = len(found.rows), rows.shape[1]
+    inverse, hubs = _inverse_dimensions(found.distances), _hubness(found)
+    low, high = interval(inverse.mean().item(), inverse.std().item() / n**0.5, 1e-9)
+    even = isotropic_dimension(n, m) if m > 1 else 1.0
+    meaning = f"of a neighbourhood of {NEAREST} of {n:,} rows; reference: as many isotropic ones"
+    hub = f"skewness of how often a row is among the {NEAREST} nearest; reference: most of isotropic rows"
+    return {
+        "intrinsic dimension": Number(1 / inverse.mean().item(), even, meaning, "from 0", 1 / high, 1 / low),
+        "hubness": Number(hubs.skewness, NEAREST**-0.5, hub),
+    }
+
 # %% ../../nbs/2_metrics/diagnosis.ipynb #124ae916
 def _effective_number(verdict, m):
     "The verdict's number and range."
@@ -258,8 +275,8 @@ def _ranks(reading, errors, now):
     "What others make of the spectrum."
     m, raw = reading.m, reading.raw
     most = f"{min(reading.n, m):,}"
-    rank = float(rankme(_rows_with(_significant(raw.cov + raw.mean.outer(raw.mean)))))
-    decay = float(alpha_req(_rows_with(_significant(raw.cov))))
+    rank = float(_effective_rank(_significant(raw.cov + raw.mean.outer(raw.mean)), m))
+    decay = float(_power_law(_significant(raw.cov)))
     ratio = ("participation ratio", f"at most {most}", "squared sum over sum of squares", f"1 to {most}", 0, m)
     stable = ("stable rank", f"at most {most}", "sum of eigenvalues over the largest", f"1 to {most}", 0, m)
     return {
@@ -331,7 +348,18 @@ def _class_lines(names, counts, means, centre):
     lines = tuple({"class": a, "rows": b, "spread": max(0.0, c), "nearest": d} for a, b, c, d in columns)
     return lines, cosine if 2 <= len(names) <= 100 else None
 
+
+def _with_ranks(lines, ranks):
+    "Lines with the effective dimensions of each class, and the share of classes that are a point or a line."
+    share = collapsed_share(ranks)
+    meaning = "share of classes that have become a point or a line"
+    found = {} if share is None else {"collapsed classes": Number(share, 0.0, meaning, "0 to 1")}
+    return found, tuple(line | {"effective": one.effective} for line, one in zip(lines, ranks, strict=True))
+
 # %% ../../nbs/2_metrics/diagnosis.ipynb #63962434
+RANKED = 100  # Most classes that are looked at one by one
+
+
 def _label_views(z, labels, values, cov):
     "Numbers of the classes, their lines, and the cosines of their means."
     names, counts, means = _class_moments(z, labels)
@@ -360,7 +388,11 @@ def _label_views(z, labels, values, cov):
         found["silhouette"] = Number(
             value, "1 is separate", "of the classes, cosine distance", "-1 to 1", *interval(value, error, -1, 1)
         )
-    return found, *_class_lines(names, counts, means, centre)
+    lines, cosine = _class_lines(names, counts, means, centre)
+    if len(names) <= RANKED and variance > 0:
+        more, lines = _with_ranks(lines, class_ranks(z, labels))
+        found |= more
+    return found, lines, cosine
 
 # %% ../../nbs/2_metrics/diagnosis.ipynb #5be10c24
 def _labelled(z, labels, values, cov):
@@ -455,7 +487,8 @@ def _neighbours(verdict, m, space):
 def _report(z, reading, labels, aligned, space):
     "`Diagnosis` from one reading; `aligned` are numbers of a second view."
     different, whole, together = reading.effective_rows(), reading.whole(), reading.together()
-    pairs, groups = read_pairs(z[sample_rows(len(z)).to(z.device)]), tight_groups(z)
+    products = centred_products(z)
+    pairs, groups = read_pairs(z[sample_rows(len(z)).to(z.device)]), tight_groups(z, products)
     errors = resample(reading, _statistics, different) if different >= 32 and whole[0][0] > 0 else {}
     classed, classes, between = ({}, (), None) if labels is None else _labelled(z, labels, whole[0], together.cov)
     share = classed["class share"].value if classed else 0.0
@@ -465,7 +498,8 @@ def _report(z, reading, labels, aligned, space):
     values = _sizes(reading, different) | _evenness(reading, whole, verdict, errors, different, now)
     even, ends = uniformity_of_sphere(reading.m), interval(pairs.lu, pairs.error, -8, 0)
     values["L_U"] = Number(pairs.lu, even, "uniformity loss, 0 is worst; reference: uniform law", "-8 to 0", *ends)
-    values |= _ranks(reading, errors, now) | _lengths(reading, std, errors, now, different) | aligned | classed
+    values |= _ranks(reading, errors, now) | _lengths(reading, std, errors, now, different)
+    values |= _near(*products) | aligned | classed
     if reading.zeros:
         values["zero rows"] = Number(reading.zeros / len(z), 0.0, "share of rows without a direction", "0 to 1")
     notes = tuple(

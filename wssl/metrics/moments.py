@@ -74,7 +74,7 @@ class Moments:
     ):
         self.m, self.count = m, 0
         self._mean = torch.zeros(m, dtype=torch.float64, device=device)
-        self._scatter = torch.zeros(m, m, dtype=torch.float64, device=device)
+        self._scatter = self._mean.expand(m, m)  # no memory before the first row
 
     def update(
         self,
@@ -90,9 +90,10 @@ class Moments:
                 new.merge(part)
         else:
             new._read(z, prepare)
-        if not torch.isfinite(new._scatter).all():  # looks at m^2 numbers instead of n m
+        if not torch.isfinite(new._scatter.sum()):  # looks at m^2 numbers instead of n m; a finite sum has finite terms
             check_finite(z, always=True)
-        return self.merge(new)
+        self._absorb(new.count, new._mean, new._scatter)
+        return self
 
     def _read(self, z, prepare):
         "Add the rows of `z` chunk by chunk; returns self."
@@ -102,7 +103,11 @@ class Moments:
         return self
 
     def _absorb(self, count, mean, scatter):
-        "Chan's sum, in place."
+        "Chan's sum, in place; what comes first is kept as it is."
+        if not self.count or not count:
+            if count:
+                self.count, self._mean, self._scatter = count, mean.to(self._mean), scatter.to(self._scatter)
+            return
         total = self.count + count
         delta = mean.to(self._mean) - self._mean
         self._scatter += scatter.to(self._scatter)
@@ -117,7 +122,8 @@ class Moments:
         "Add what `other` has seen; returns self. Raises `InputError` for another m."
         expect(other.m == self.m, f"moments of {self.m} columns", f"{other.m}")
         if other.count:
-            self._absorb(other.count, other._mean, other._scatter)
+            mean, scatter = other._mean, other._scatter
+            self._absorb(other.count, *((mean, scatter) if self.count else (mean.clone(), scatter.clone())))
         return self
 
     def reduce(

@@ -84,7 +84,11 @@ def alpha_req(
         "ranks from 1 on, the last above the first",
         f"first={first}, last={last}",
     )
-    values = singular_spectrum(z, True, normalize)[first - 1 : last]
+    return _power_law(singular_spectrum(z, True, normalize)[first - 1 : last], first)
+
+
+def _power_law(values, first=1):
+    "Exponent through the eigenvalues above 0, the first of which has the rank `first`; weight 1/rank."
     values = values[values > 0]
     if len(values) < 2:
         return values.new_tensor(torch.inf)
