@@ -153,7 +153,7 @@ def test_help_explains_every_option(capsys, command):
     for entry in entries:
         assert len(entry.split()) > 3, f"no help for {entry}"
     if command == "train":
-        assert "[epochs]" in out and "(default: 20)" in out
+        assert "[epochs, at least 1]" in out and "(default: 20)" in out
 
 
 @pytest.mark.parametrize(

@@ -24,13 +24,15 @@ import wssl.evaluation
 import wssl.metrics.polar as polar
 import wssl.training.loop as loop
 from wssl.companion.cli import main
+from wssl.core.checks import InputError, NotFinite
 from wssl.losses import w2_of_views
 from wssl.methods import BYOL, METHODS, AlignW2, SimCLR
 from wssl.models import SmallResNet, initialised_from
 from wssl.training import LARS, Run, TrainConfig, TrainingError, train
 from wssl.training.checkpoints import checkpoints
 from wssl.training.config import views_of
-from wssl.training.evaluation import evaluate, extract_features, load_data, load_images
+from wssl.training.evaluation import Measurements, evaluate, extract_features, load_data, load_images, measure
+from wssl.training.run_directory import RunDirectory
 from wssl.training.runs import read_metrics
 from wssl.training.step import (
     OnlineProbe,
@@ -117,6 +119,7 @@ def test_every_draw_of_a_training_has_a_name_of_its_own(tmp_path, monkeypatch):
 KILLED = """
     import json, os, signal, sys
     import wssl.training.loop as loop
+    import wssl.training.run_directory as directory
     from wssl.training.config import TrainConfig
 
     def die_at(call, function):
@@ -132,9 +135,9 @@ KILLED = """
     if place == "step":
         loop.train_step = die_at(8, loop.train_step)
     elif place == "rename":
-        loop.os.rename = die_at(2, loop.os.rename)
+        os.rename = die_at(2, os.rename)
     elif place == "save":
-        loop.save_checkpoint = die_at(2, loop.save_checkpoint)
+        directory.save_checkpoint = die_at(2, directory.save_checkpoint)
     loop.train(TrainConfig.from_dict(json.loads(sys.argv[1])), say=None, events=False)
 """
 
@@ -203,7 +206,7 @@ def test_killed_from_outside_the_same_command_ends_in_the_same_metrics(tmp_path)
 
 
 def test_a_second_process_in_the_directory_is_refused_until_the_first_is_gone(tmp_path):
-    with loop._locked(tmp_path), pytest.raises(ValueError) as error:
+    with RunDirectory(replace(SMALL, out=str(tmp_path))).lock(), pytest.raises(ValueError) as error:
         _train(SMALL, tmp_path, epochs=1)
     expected = f"expected a run directory that nobody trains in; received {tmp_path} (process {os.getpid()} does)"
     assert str(error.value) == expected and not (tmp_path / "config.json").exists()
@@ -305,6 +308,17 @@ def test_a_loss_that_is_not_finite_ends_in_one_sentence_and_keeps_the_last_good_
         _train(SMALL, tmp_path, regularizer=regularizer, weight=weight, weight_end=None)
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-3"]
     assert all(p.isfinite().all() for p in Run.read(tmp_path).load().parameters())
+
+
+@pytest.mark.parametrize("error", [NotFinite("reworded"), InputError("expected NaN in the words; received 1")])
+def test_a_loss_that_is_not_finite_is_told_by_the_class_of_the_error(tmp_path, monkeypatch, error):
+    def refused(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(loop, "train_step", refused)
+    told = isinstance(error, NotFinite)
+    with pytest.raises(TrainingError if told else InputError, match="the loss is not finite" if told else "the words"):
+        _train(SMALL, tmp_path)
 
 
 def test_a_loss_at_its_value_of_full_collapse_is_named_once(tmp_path):
@@ -697,3 +711,44 @@ def test_training_imports_nothing_that_a_bare_machine_lacks(tmp_path):
         timeout=200,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_bound_stands_in_the_help_and_in_the_message_of_a_field():
+    """Both are made of the field: a value beyond a bound is refused with the number or the name that help shows."""
+    bounded = [item for item in fields(TrainConfig) if set(item.metadata) & {"least", "most", "above", "names"}]
+    seen = 0
+    for item in bounded:
+        about, shown = item.metadata, item.metadata["help"].rpartition("[")[2]
+        beyond = {"least": lambda bound: bound - 1, "most": lambda bound: bound + 1, "above": lambda bound: bound}
+        for kind, wrong in beyond.items():
+            if (bound := about.get(kind)) is not None:
+                seen += 1
+                with pytest.raises(InputError, match=rf"^expected {item.name} as a .*\b{bound}\b.*; received"):
+                    TrainConfig(**{item.name: wrong(bound)})
+                assert str(bound) in shown
+        if names := about.get("names"):
+            seen += 1
+            with pytest.raises(InputError, match=rf"^expected {item.name} {names[0]}"):
+                TrainConfig(**{item.name: "nothing"})
+            assert all(name in shown for name in names)
+    assert seen > 25
+
+
+def test_the_measurements_of_a_run_come_back_from_its_lines(whole):
+    """A key that no field knows would be in the lines and not in the summary."""
+    method, data = whole.load(), load_data(whole.config)
+    found = measure(method, *data, whole.config, spectrum=True)
+    assert Measurements.from_dict(found.to_dict()).to_dict() == found.to_dict()
+    line = whole.final | {"loss": 1.0, "measured_queue": 2.0, "cluster_empty": 0.5}
+    kept = Measurements.from_dict(line).to_dict()
+    others = {"epoch", "step", "loss", "regularizer", "seconds", "evaluation_seconds", "lr"}
+    assert set(line) - set(kept) == others and kept["measured_queue"] == 2.0 and kept["cluster_empty"] == 0.5
+
+
+def test_names_of_one_version_ago_warn():
+    import wssl.training.evaluation as module
+
+    with pytest.warns(DeprecationWarning, match="fields of Measurements"):
+        assert set(module.MEASURED) > {"w2", "knn", "study", "student_knn"}
+    with pytest.raises(AttributeError, match="no attribute 'measured'"):
+        module.measured  # noqa: B018

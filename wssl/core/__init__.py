@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from wssl.core.errors import InputError, expect
+from wssl.core.errors import InputError, NotFinite, expect
 from wssl.core.paths import cache_dir, find_root, project_root, write_atomically
 from wssl.core.schedules import cosine, linear, warmup_cosine
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from wssl.core.seeds import generator, seed_everything, stream_seed
 
 __all__ = [
-    "InputError", "SyncBatchNorm", "WORLD", "all_gather_rows", "all_reduce_rows", "all_reduce_sum", "as_embeddings",
+    "InputError", "NotFinite", "SyncBatchNorm", "WORLD", "all_gather_rows", "all_reduce_rows", "all_reduce_sum", "as_embeddings",
     "as_labels", "as_views", "cache_dir", "check_finite", "cosine", "expect", "find_root", "from_first", "generator",
     "joined", "linear", "normalize_rows", "project_root", "rank", "seed_everything", "stream_seed", "sync_batchnorm",
     "warmup_cosine", "widen", "world_size", "write_atomically",

@@ -12,7 +12,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from .errors import InputError, expect
+from .errors import InputError, NotFinite, expect
 
 # %% ../../nbs/0_core/checks.ipynb #c3c7c778
 def _as_tensor(values):
@@ -108,7 +108,7 @@ def check_finite(
     name: str = "embeddings",  # How the message calls it
     always: bool = False,  # Also look on an accelerator, which waits for the device
 ) -> Tensor:  # `z` itself
-    "Raise `InputError` if `z` holds NaN or infinite values; looks on the CPU, elsewhere only if `always`."
+    "Raise `NotFinite` if `z` holds NaN or infinite values; looks on the CPU, elsewhere only if `always`."
     if not (readable(z) or always):
         return z
     z = expect_no_batch(z)
@@ -116,7 +116,7 @@ def check_finite(
         return z
     bad = int((~torch.isfinite(z)).sum())
     if bad:
-        raise InputError(f"expected finite {name}; received {bad} NaN or infinite value{'s'[: bad > 1]} of {z.numel()}")
+        raise NotFinite(f"expected finite {name}; received {bad} NaN or infinite value{'s'[: bad > 1]} of {z.numel()}")
     return z
 
 # %% ../../nbs/0_core/checks.ipynb #48345fe6

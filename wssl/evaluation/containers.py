@@ -6,7 +6,12 @@
 __all__ = ['read_npy', 'read_npz', 'read_torch', 'read_safetensors', 'name_of', 'as_tensor']
 
 # %% ../../nbs/8_evaluation/containers.ipynb #5b0119fa
+import contextlib
+import io
+import pickle
+import pickletools
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +26,7 @@ def read_npy(
     path,  # An .npy file
 ):  # numpy array, mapped
     "The array of an .npy file. Raises `InputError` where something stands behind it."
-    try:
-        found = np.load(path, mmap_mode="c", allow_pickle=False)
-    except ValueError as error:
-        if "empty" not in str(error):  # what has no numbers cannot be mapped
-            raise
-        return np.load(path, allow_pickle=False)
+    found = np.load(path, mmap_mode="c", allow_pickle=False)
     more = path.stat().st_size - found.offset - found.nbytes
     expect(not more, f"one array in {path.name}", f"{more:,} bytes behind it")
     return found
@@ -56,27 +56,39 @@ def read_torch(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about what is refused a line later
         try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:
-            _refuse_numpy(error, path)
-            if not isinstance(error, RuntimeError) or "mmap" not in str(error):  # old formats cannot be mapped
-                raise
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            _refuse_numpy(error, path)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_archive(path))
+        except pickle.UnpicklingError:
+            _refuse_numpy(path)
             raise
 
 
-def _refuse_numpy(error, path):
+def _is_archive(path):
+    "Whether a file of PyTorch is a zip archive, which can be mapped; before version 1.6 it was a row of pickles."
+    with open(path, "rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _pickles(path):
+    "The pickles of a file of PyTorch, one behind the other."
+    if not _is_archive(path):
+        return Path(path).read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        return b"".join(archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl"))
+
+
+def _refuse_numpy(path):
     "Name an array or number of numpy as what could not be opened."
-    for module in ("numpy._core.multiarray.", "numpy.core.multiarray."):
-        for inside, words in (("_reconstruct", "an array"), ("scalar", "a number")):
-            if f"GLOBAL {module}{inside}" in str(error):
-                expected = f"tensors alone in {path.name} (save torch.from_numpy(z), or np.savez)"
-                raise InputError(f"expected {expected}; received {words} of numpy in a pickle") from None
+    stream, names = io.BytesIO(_pickles(path)), []
+    with contextlib.suppress(ValueError):  # the storages of an old file are no pickle
+        while stream.tell() < len(stream.getbuffer()):
+            names += [arg for code, arg, _ in pickletools.genops(stream) if code.name == "GLOBAL"]
+    first = next((name for name in names if not name.startswith(("torch", "collections "))), "")
+    found = {"multiarray _reconstruct": "an array", "multiarray scalar": "a number"}.get(first.rpartition(".")[2])
+    if found and first.startswith("numpy."):
+        expected = f"tensors alone in {path.name} (save torch.from_numpy(z), or np.savez)"
+        raise InputError(f"expected {expected}; received {found} of numpy in a pickle") from None
 
-
+# %% ../../nbs/8_evaluation/containers.ipynb #192f3fec
 def read_safetensors(
     path,  # A .safetensors file
 ):  # Tensors by name, mapped

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.checks import InputError, as_embeddings, expect
+from ..core.checks import InputError, NotFinite, as_embeddings, expect
 from .arrow import is_saved, read_arrow, read_column
 from .containers import as_tensor, picked, read_npy, read_npz, read_safetensors, read_torch
 from .formats import json_column, read_json_lines, read_vectors, read_word_vectors
@@ -144,7 +144,8 @@ def _check_rows(z, name):
     for chunk in z.split(65536):
         if not torch.isfinite(chunk.sum(dtype=torch.float64)):
             bad += int((~torch.isfinite(chunk)).sum())
-    expect(not bad, f"finite {name}", f"{bad} NaN or infinite value{'s'[: bad > 1]} of {z.numel()}")
+    if bad:
+        raise NotFinite(f"expected finite {name}; received {bad} NaN or infinite value{'s'[: bad > 1]} of {z.numel()}")
     return z
 
 # %% ../../nbs/8_evaluation/sources.ipynb #8978c94f

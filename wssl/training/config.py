@@ -11,6 +11,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import get_args
 
 from ..core.checks import expect
 from ..data.crops import VIEWS, MultiCrop, views_named
@@ -21,68 +22,101 @@ from ..methods.align_w2 import AlignW2
 from ..methods.catalog import METHODS, MethodOptions, from_fields, method_from, method_name
 
 # %% ../../nbs/9_training/config.ipynb #99888f85
-def _option(default, help, **more):
-    return field(default=default, metadata={"help": help, **more})
+def _option(default, help, unit="", least=None, most=None, above=None, names=(), note="", **more):
+    "A field: `least` and `most` are values that are still allowed, `above` is not, `names` are all that are."
+    bounds = f"{least} to {most}" if most is not None else f"at least {least}" if least is not None else ""
+    bounds = f"above {above}" if above is not None else bounds
+    inside = "; ".join(filter(None, [", ".join(filter(None, [unit, bounds, *names])), note]))
+    about = {"help": f"{help} [{inside}]" if inside else help, "least": least, "most": most, "above": above}
+    return field(default=default, metadata={**about, "names": tuple(names), **more})
 
 # %% ../../nbs/9_training/config.ipynb #941cc43d
 @dataclass(frozen=True)
 class TrainConfig:
     "Everything that a training run depends on, and where it goes."
 
-    method: MethodOptions = _option(AlignW2(), "the method and its own options [name]")
-    regularizer: str = _option("none", "uniformity term that the loop adds to the method's loss [none, w2, lu]")
-    weight: float = _option(0.0, "weight of the regularizer at the start [at least 0; 0 computes nothing]")
+    method: MethodOptions = _option(AlignW2(), "the method and its own options", "name")
+    regularizer: str = _option(
+        "none", "uniformity term that the loop adds to the method's loss", names=("none", *REGULARIZERS), last=" or "
+    )
+    weight: float = _option(0.0, "weight of the regularizer at the start", least=0, note="0 computes nothing")
     weight_end: float | None = _option(
-        None, "weight of the regularizer at the end, on a straight line [default: as at the start]"
+        None, "weight of the regularizer at the end, on a straight line", least=0, note="default: as at the start"
     )
     source: str = _option(
         "digits", "images to train on [digits, synthetic, cifar10, cifar100, stl10, folder:PATH, tar:PATH, stream:PATH]"
     )
     root: str | None = _option(None, "folder of downloads and of relative PATHs [default: data/cache]", training=False)
-    per_class: int | None = _option(None, "training images of each class [images; default: all]")
-    test_per_class: int | None = _option(None, "test images of each class [images; default: all]")
+    per_class: int | None = _option(None, "training images of each class", "images", least=1, note="default: all")
+    test_per_class: int | None = _option(None, "test images of each class", "images", least=1, note="default: all")
     imbalance: float = _option(
         1.0,
-        "training images of the first class over those of the last, falling geometrically [at least 1; 1: all stay]",
+        "training images of the first class over those of the last, falling geometrically",
+        least=1,
+        note="1: all stay",
     )
     holdout: float = _option(
-        0.0, "share of the training images to evaluate on instead of the test set [0 to 0.5; 0: use the test set]"
+        0.0,
+        "share of the training images to evaluate on instead of the test set",
+        least=0,
+        most=0.5,
+        note="0: use the test set",
     )
     evaluate_on: str | None = _option(
-        None, "split to evaluate on [default: test; val where test is missing or has no labels]"
+        None, "split to evaluate on", note="default: test; val where test is missing or has no labels"
     )
     skip_broken: bool = _option(False, "leave out images that cannot be decoded, and count them")
-    size: int = _option(32, "side of the images [pixels]")
+    size: int = _option(32, "side of the images", "pixels", least=1)
     size_start: int | None = _option(
-        None, "side of the views at the start of the training, from where it grows to size [pixels; default: size]"
+        None,
+        "side of the views at the start of the training, from where it grows to size",
+        "pixels",
+        least=1,
+        note="default: size",
     )
-    size_full: float = _option(0.5, "when views that start smaller have grown to size [share of the training, 0 to 1]")
+    size_full: float = _option(
+        0.5, "when views that start smaller have grown to size", "share of the training", least=0, most=1
+    )
     augmentation: str | None = _option(
         None,
-        f"random views; those with local crops are for some methods [{', '.join(VIEWS)}; default: digits for digits, else small]",
+        "random views; those with local crops are for some methods",
+        names=VIEWS,
+        note="default: digits for digits, else small",
     )
-    encoder: str = _option("small", f"network that is trained [{', '.join(ENCODERS)}]")
-    stem: str | None = _option(None, f"first layer of a ResNet [{', '.join(STEMS)}; default: 32]")
-    epochs: int = _option(20, "passes over the training images [epochs]")
-    batch: int = _option(256, "images of a step on all processes together, two views of each [images]")
+    encoder: str = _option("small", "network that is trained", names=ENCODERS)
+    stem: str | None = _option(None, "first layer of a ResNet", names=STEMS, note="default: 32")
+    epochs: int = _option(20, "passes over the training images", "epochs", least=1)
+    batch: int = _option(256, "images of a step on all processes together, two views of each", "images", least=2)
     optimizer: str = _option(
-        "adam", "optimizer [adam, adamw, sgd with momentum 0.9, lars with momentum 0.9 and eta 0.02]"
+        "adam",
+        "optimizer; sgd and lars have momentum 0.9, lars eta 0.02",
+        names=("adam", "adamw", "sgd", "lars"),
     )
-    lr: float = _option(1e-3, "learning rate after warm-up, not scaled by the batch; then a cosine to lr_end of it")
-    lr_bias: float | None = _option(None, "the same for biases and BatchNorm [default: lr]")
-    lr_end: float = _option(0.0, "learning rate at the end [share of lr, 0 to 1]")
+    lr: float = _option(
+        1e-3, "learning rate after warm-up, not scaled by the batch; then a cosine to lr_end of it", above=0
+    )
+    lr_bias: float | None = _option(None, "the same for biases and BatchNorm", above=0, note="default: lr")
+    lr_end: float = _option(0.0, "learning rate at the end", "share of lr", least=0, most=1)
     weight_decay: float = _option(
         1e-5,
         "decay of weight matrices and filters at the start; adamw takes it off the weights, the others add it to gradients",
+        least=0,
     )
-    weight_decay_end: float | None = _option(None, "the same at the end, on a cosine [default: as at the start]")
+    weight_decay_end: float | None = _option(
+        None, "the same at the end, on a cosine", least=0, note="default: as at the start"
+    )
     decay_all: bool = _option(False, "let biases and BatchNorm decay too")
-    warmup: float = _option(0.1, "linear warm-up of the learning rate [share of the training, at most 0.5]")
-    seed: int = _option(0, "seed of initial weights, order and views [integer]")
+    warmup: float = _option(0.1, "linear warm-up of the learning rate", "share of the training", least=0, most=0.5)
+    seed: int = _option(0, "seed of initial weights, order and views", "integer")
     eval_every: int = _option(
-        5, "evaluate every so many epochs, at the start and at the end [epochs; 0: at the end only]", training=False
+        5,
+        "evaluate every so many epochs, at the start and at the end",
+        "epochs",
+        least=0,
+        note="0: at the end only",
+        training=False,
     )
-    knn_k: int = _option(200, "neighbours that vote in the evaluation [images]", training=False)
+    knn_k: int = _option(200, "neighbours that vote in the evaluation", "images", least=1, training=False)
     cluster_study: bool = _option(
         False, "how representation, projector layers and embedding cluster, in every evaluation"
     )
@@ -92,9 +126,12 @@ class TrainConfig:
     online_probe: bool = _option(False, "train a linear classifier beside the encoder, which gets no gradient of it")
     probe: str = _option(
         "none",
-        "linear classifier on the finished encoder; semi: others on 1 % and 10 % of the labels too [none, offline, semi]",
+        "linear classifier on the finished encoder; semi: others on 1 % and 10 % of the labels too",
+        names=("none", "offline", "semi"),
     )
-    precision: str = _option("float32", "arithmetic of encoder and heads; losses are float32 [float32, bfloat16]")
+    precision: str = _option(
+        "float32", "arithmetic of encoder and heads; losses are float32", names=("float32", "bfloat16")
+    )
     compile: bool = _option(False, "compile forward pass and loss, on a GPU into a CUDA graph; one process only")
     start_from: str | None = _option(
         None,
@@ -104,8 +141,8 @@ class TrainConfig:
         False, "train a run for more epochs than it was made for, on the schedule of all of them", run=False
     )
     out: str | None = _option(None, "run directory [default: runs/METHOD-REGULARIZER-SOURCE-sSEED]", run=False)
-    threads: int | None = _option(None, "processor threads [default: PyTorch's choice]", run=False)
-    device: str = _option("auto", "where to compute [auto, cpu, cuda]", run=False)
+    threads: int | None = _option(None, "processor threads", least=1, note="default: PyTorch's choice", run=False)
+    device: str = _option("auto", "where to compute", names=("auto", "cpu", "cuda"), run=False)
 
     def __post_init__(self):
         object.__setattr__(self, "method", method_from(self.method))
@@ -150,81 +187,40 @@ def _number(value, kind=float):
     return ok and (kind is float or isinstance(value, int))
 
 # %% ../../nbs/9_training/config.ipynb #7691f369
-def _check(c):
-    "One sentence for the first value of `c` that cannot be."
-
-    def whole(name, least, optional=False):
-        value = getattr(c, name)
-        ok = (value is None and optional) or (_number(value, int) and value >= least)
-        expect(ok, f"{name} as a whole number of at least {least}", repr(value))
-
-    def real(name, least, most=math.inf, above=False, optional=False):
-        value = getattr(c, name)
-        ok = (value is None and optional) or (
-            _number(value) and (value > least if above else value >= least) and value <= most
-        )
-        bound = f"{'above' if above else 'of at least'} {least}" + (f" and at most {most}" if most < math.inf else "")
-        expect(ok, f"{name} as a number {bound}", repr(value))
-
-    for name in ("epochs", "size", "knn_k"):
-        whole(name, 1)
-    whole("batch", 2)
-    whole("eval_every", 0)
-    expect(_number(c.seed, int), "seed as a whole number", repr(c.seed))
-    for name in ("per_class", "test_per_class", "size_start", "threads"):
-        whole(name, 1, optional=True)
-    expect((c.size_start or 0) <= c.size, f"size_start of at most size {c.size}", c.size_start)
-    real("lr", 0, above=True)
-    real("lr_bias", 0, above=True, optional=True)
-    real("lr_end", 0, 1)
-    real("imbalance", 1)
-    for name in ("holdout", "warmup"):
-        real(name, 0, 0.5)
-    real("size_full", 0, 1)
-    for name in ("extend", "skip_broken", "decay_all", "cluster_study", "collapse_study", "online_probe", "compile"):
-        expect(isinstance(getattr(c, name), bool), f"{name} as true or false", repr(getattr(c, name)))
-    for name in ("weight", "weight_decay"):
-        real(name, 0)
-    for name in ("weight_end", "weight_decay_end"):
-        real(name, 0, optional=True)
-    expect(
-        c.regularizer == "none" or c.regularizer in REGULARIZERS,
-        f"regularizer none, {' or '.join(REGULARIZERS)}",
-        repr(c.regularizer),
-    )
-    expect(
-        c.regularizer != "none" or not (c.weight or c.weight_end),
-        "a regularizer (w2, lu) for the weight",
-        f"weight {c.weight}",
-    )
-    _check_names(c)
+def _check_field(item, value):
+    "Raise `InputError` where a value is not of its field's type, out of its bounds or no name of the field."
+    about, kinds = item.metadata, get_args(item.type) or (item.type,)
+    least, most, above = (about.get(name) for name in ("least", "most", "above"))
+    if value is None and type(None) in kinds:
+        return
+    if bool in kinds:
+        expect(isinstance(value, bool), f"{item.name} as true or false", repr(value))
+    elif int in kinds or float in kinds:
+        ok = _number(value, int if int in kinds else float) and (above is None or value > above)
+        ok = ok and (least is None or value >= least) and (most is None or value <= most)
+        words = f" above {above}" if above is not None else f" of at least {least}" if least is not None else ""
+        words += f" and at most {most}" if most is not None else ""
+        expect(ok, f"{item.name} as a {'whole ' if int in kinds else ''}number{words}", repr(value))
+    elif about.get("names"):
+        *names, last = about["names"][:14]
+        shown = ", ".join(names) + about.get("last", ", ") + last + ", ..." * (len(about["names"]) > 14)
+        expect(value in about["names"], f"{item.name} {shown}", repr(value)[:60])
 
 # %% ../../nbs/9_training/config.ipynb #967d5924
-NAMES = {
-    "augmentation": (None, *VIEWS),
-    "encoder": tuple(ENCODERS),
-    "stem": (None, *STEMS),
-    "optimizer": ("adam", "adamw", "sgd", "lars"),
-    "probe": ("none", "offline", "semi"),
-    "precision": ("float32", "bfloat16"),
-    "device": ("auto", "cpu", "cuda"),
-}
-
-
-def _check_names(c):
-    "One sentence for the first name that is not known."
-    for field_name, known in NAMES.items():
-        value = getattr(c, field_name)
-        names = [name for name in known if name]
-        shown = ", ".join(names[:14]) + ", ..." * (len(names) > 14)
-        expect(value in known, f"{field_name} {shown}", repr(value)[:60])
-    expect(
-        c.stem is None or c.encoder.startswith("resnet"), "a stem for a ResNet only", f"stem {c.stem} for {c.encoder}"
-    )
+def _check(c):
+    "Raise `InputError` for the first field of `c` that is wrong, or does not fit the others."
+    for item in fields(c):
+        _check_field(item, getattr(c, item.name))
+    expect((c.size_start or 0) <= c.size, f"size_start of at most size {c.size}", c.size_start)
+    weighted = c.weight or c.weight_end
+    expect(c.regularizer != "none" or not weighted, "a regularizer (w2, lu) for the weight", f"weight {c.weight}")
+    fits = c.stem is None or c.encoder.startswith("resnet")
+    expect(fits, "a stem for a ResNet only", f"stem {c.stem} for {c.encoder}")
     local = c.augmentation is not None and isinstance(VIEWS[c.augmentation], MultiCrop)
+    takes = ", ".join(name for name, kind in METHODS.items() if getattr(kind, "multi_crop", False))
     expect(
         not local or getattr(c.method, "multi_crop", False),
-        f"a method that takes local crops ({', '.join(name for name, kind in METHODS.items() if getattr(kind, 'multi_crop', False))}) for {c.augmentation}",
+        f"a method that takes local crops ({takes}) for {c.augmentation}",
         method_name(c.method),
     )
 

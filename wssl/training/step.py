@@ -4,18 +4,23 @@
 
 # %% auto #0
 __all__ = ['build_method', 'in_bfloat16', 'make_optimizer', 'set_learning_rate', 'objective', 'train_step', 'method_of',
-           'in_parallel', 'OnlineProbe']
+           'in_parallel', 'OnlineProbe', 'Learner', 'make_learner']
 
 # %% ../../nbs/9_training/step.ipynb #f2f5bd7e
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..core.collectives import WORLD, all_gather_rows
+from ..core.collectives import WORLD, all_gather_rows, sync_batchnorm, world_size
 from ..core.schedules import cosine, linear, warmup_cosine
+from ..core.seeds import seed_everything
+from ..data.images import Images
+from ..data.stream import StreamedImages
 from ..losses.distribution import regularize
 from ..methods.base import Method
 from ..models.encoders import encoder, initialised_from
@@ -197,3 +202,41 @@ class OnlineProbe(nn.Module):
         loss.backward()
         self.optimizer.step()
         return {"online_hits": (logits.argmax(1) == labels).sum(), "online_rows": count}
+
+# %% ../../nbs/9_training/step.ipynb #cfac7f67
+@dataclass
+class Learner:
+    "What a step changes, and what it is changed by."
+
+    method: Method  # On its device
+    optimizer: torch.optim.Optimizer
+    probe: OnlineProbe | None  # A linear classifier that is trained beside the encoder
+    net: nn.Module  # The method, in several processes inside DistributedDataParallel
+    loss_of: Callable  # `objective`, or what `torch.compile` made of it
+
+    @property
+    def kept(self) -> tuple:  # method, optimizer, probe
+        "What a checkpoint keeps."
+        return self.method, self.optimizer, self.probe
+
+# %% ../../nbs/9_training/step.ipynb #aeaf5200
+def make_learner(
+    config: TrainConfig,
+    method: Method,  # As `build_method` made it, on the device of the images
+    images: Images | StreamedImages,  # To train on: their labels are the online probe's classes
+) -> Learner:
+    "The learner of a new run."
+    seed_everything(config.seed)
+    device, parallel = images.y.device, world_size(WORLD) > 1
+    if parallel:
+        method = (nn.SyncBatchNorm.convert_sync_batchnorm if device.type == "cuda" else sync_batchnorm)(method)
+    if config.precision == "bfloat16":
+        in_bfloat16(method)
+    classes, loss_of = int(images.y.max()) + 1, objective
+    probe = OnlineProbe(method.encoder.out_dim, classes, device=device) if config.online_probe and classes else None
+    if config.compile:
+        torch.compiler.reset()  # the graphs of an earlier run in this process
+        mode = "reduce-overhead" if device.type == "cuda" else None
+        loss_of = torch.compile(objective, fullgraph=True, dynamic=False, mode=mode)
+    net = in_parallel(method) if parallel else method
+    return Learner(method, make_optimizer(method, config), probe, net, loss_of)
