@@ -8,6 +8,7 @@ import pytest
 
 import wssl.companion.studies as studies
 from wssl.companion.jobs import read_study
+from wssl.companion.records import read_runs
 from wssl.core.paths import project_root
 from wssl.methods import BYOL
 from wssl.training import TrainConfig
@@ -144,4 +145,9 @@ def test_planned_studies_can_be_run_and_say_how_they_will_be_judged(path):
     study = read_study(path)
     assert study.about and study.rules and study.runs()
     assert len({json.dumps(config.identity(), sort_keys=True) for config in study.arms.values()}) == len(study.arms)
-    assert path.stem in (ROOT / "data/measured/PLAN.md").read_text()
+    done = {
+        (run["method"], run["variant"], run["seed"])
+        for run in read_runs({"fast_path_more": "fast_path"}.get(path.stem, path.stem))
+    }
+    whole = all((*arm.split("-", 1), seed) in done for arm in study.arms for seed in study.seeds)
+    assert whole or path.stem in (ROOT / "data/measured/PLAN.md").read_text()

@@ -378,3 +378,28 @@ def task(x, c):
 def standardize_tiles(x, c, eps=1e-5):
     rows = x[0] - x[0].mean((-2, -1), keepdims=True)
     return rows / np.sqrt(np.square(rows).mean((-2, -1), keepdims=True) + eps)
+
+
+def _sorted_distances(x):
+    """Distances of each row from the others, ascending, by all pairs."""
+    z = x / max(np.abs(x).max(), np.finfo(np.float64).tiny)
+    distance = np.linalg.norm(z[:, None] - z[None], axis=2)
+    np.fill_diagonal(distance, np.inf)
+    return np.sort(distance, axis=1)[:, :-1]
+
+
+def nearest_distances(x, c):
+    return _sorted_distances(x[0])[:, :1] * np.abs(x[0]).max()
+
+
+def mle_dimension(x, c):
+    d = _sorted_distances(x[0])[:, :3]
+    return 1 / np.log(d[:, 2:] / d[:, :2]).mean()
+
+
+def two_nn(x, c):
+    d = _sorted_distances(x[0])
+    kept = int(len(d) * 0.9)
+    mu = np.sort(np.log(d[:, 1] / d[:, 0]))[:kept]
+    y = -np.log1p(-np.arange(1, kept + 1) / len(d))
+    return mu @ y / (mu @ mu)

@@ -341,6 +341,26 @@ def _resolution(case, arrays, eps):
     return {"float16": 1e-5, "bfloat16": 1e-3}.get(case.dtype, 1e-9)
 
 
+def _repeats(case):
+    """Kinds in which so many rows may be equal that no neighbour is left."""
+    return case.kind not in ("plain", "cone", "dead columns") or case.layout == "expanded" or case.m < 3
+
+
+def _all_differ(case):
+    """Rows that are told apart in every type."""
+    return not _repeats(case) and case.kind == "plain" and case.dtype in ("float64", "float32")
+
+
+def _close(case, arrays, eps):
+    """Squared distances come from products of the rows about their mean."""
+    return 1e3 * eps * float(np.abs(arrays[0]).max())
+
+
+def _near(case, arrays, eps):
+    """The same, as a part of a distance, in an estimate of at most a few times m."""
+    return 1e5 * eps * case.m
+
+
 def _lost_digits(case, arrays, eps):
     """Digits of the smallest eigenvalue that the largest one leaves."""
     values = ref.spectrum(arrays[0], True, False)[0]
@@ -423,6 +443,15 @@ SUBJECTS = {
     "Uniformity": Subject(_batches(lambda m: M.Uniformity()), ref.uniformity, low=-8, high=0, least=_at_least(2), scale=True, work=2**22, size=8, most=512),
     "WassersteinUniformity": Subject(_batches(lambda m: M.WassersteinUniformity(m)), ref.w2, low=0, high=math.sqrt(2), scale=True, wide=True, slack=_lost_in_sums, columns=256),
     "RankMe": Subject(_batches(lambda m: M.RankMe(m)), ref.rankme, low=0, high=min, wide=True, scale=True, slack=_lost_shares, floor=512, columns=256),
+    "rows_needed": Subject(lambda z: torch.tensor(float(M.rows_needed(*z.shape))), lambda x, c: float(max(32, math.ceil(1.1 * x[0].shape[1]) + 1, len(x[0]) + 1)), reach=COSINES, wide=True, nan=False),
+    "isotropic_dimension": Subject(lambda z: torch.tensor(M.isotropic_dimension(max(len(z), 12), max(z.shape[1], 2))), None, low=0, reach=COSINES, wide=True, nan=False),
+    "reference_values": Subject(lambda z: torch.tensor(M.reference_values(*z.shape)[0].healthy), None, low=0, high=math.sqrt(2), least=_at_least(3), reach=COSINES, wide=True, nan=False),
+    "mle_dimension": Subject(lambda z: torch.tensor(M.mle_dimension(z, 3)), ref.mle_dimension, low=0, least=_at_least(4), refuses=_repeats, posed=_all_differ, scale=True, work=2**20, most=512, slack=_near),
+    "two_nn": Subject(lambda z: torch.tensor(M.two_nn(z)), ref.two_nn, low=0, least=_at_least(3), refuses=_repeats, posed=_all_differ, scale=True, work=2**20, most=512, slack=_near),
+    "nearest_rows": Subject(lambda z: M.nearest_rows(z, 1).distances, ref.nearest_distances, low=0, least=_at_least(2), refuses=_repeats, posed=_all_differ, rows=False, size=0, most=512, slack=_close),
+    "hubness": Subject(lambda z: torch.tensor(M.hubness(z, 1)[1]), None, low=0, high=1, least=_at_least(2), refuses=_repeats, scale=True, wide=True, most=512),
+    "class_ranks": Subject(lambda a, b: torch.tensor([float(one.rows) for one in M.class_ranks(a, b)]), lambda x, c: np.bincount(c[1].astype(int)).astype(float), _labelled, low=0, wide=True, rows=False, most=512),
+    "collapsed_share": Subject(lambda a, b: torch.tensor(M.collapsed_share(M.class_ranks(a, b)) or 0.0), None, _labelled, low=0, high=1, scale=True, wide=True, most=512),
     "diagnose": Subject(_diagnosed, ref.w2, low=0, high=math.sqrt(2), least=_at_least(2), cells=2**12, reach=BELOW_1E15, slack=_lost_root_of_square),
     "follow": Subject(_followed, lambda x, c: np.full(2, ref.w2(x, c)), low=0, high=math.sqrt(2), least=_at_least(2), cells=2**10, reach=BELOW_1E15, slack=_lost_root_of_square),
     # --- balance
@@ -477,6 +506,12 @@ RESULTS |= {
     "w2_moments": "wasserstein_uniformity reads it",
     "null_law": "old name",
 }
+RESULTS |= {
+    "ClassRank": "what class_ranks returns",
+    "Hubness": "what hubness returns",
+    "Neighbours": "what nearest_rows returns",
+}
+RESULTS |= {"Reference": "what reference_values returns"}
 RESULTS |= {"collapse_values": "constants of sizes, no tensors", "explain_loss": "a sentence about a number"}
 
 
