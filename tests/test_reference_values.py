@@ -49,7 +49,7 @@ def test_the_limit_of_many_rows_is_health():
     assert found["isotropy (partition)"] == pytest.approx(1, abs=1e-4)
 
 
-@pytest.mark.parametrize("n, m", [(3, 1), (3, 5), (5, 3), (12, 2), (40, 40), (41, 40), (64, 4096)])
+@pytest.mark.parametrize("n, m", [(3, 1), (3, 5), (5, 3), (12, 2), (40, 40), (41, 40), (64, 1024)])
 def test_every_shape_has_finite_values(n, m):
     for line in reference_values(n, m):
         assert math.isfinite(line.healthy), line

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from wssl.core.moved import moved_module
+import wssl.core.moved as moved
 from wssl.metrics.alignment_uniformity import alignment, uniformity
 from wssl.metrics.class_ranks import ClassRank, class_ranks, collapsed_share
 from wssl.metrics.clustering import (
@@ -47,8 +47,8 @@ __all__ = [
     "wasserstein_uniformity",
 ]
 
-pictures = moved_module("wssl.metrics.pictures", "wssl.metrics.plots")
-stateful = moved_module("wssl.metrics.stateful", "wssl.metrics.torchmetrics_classes")
+pictures = moved.moved_module("wssl.metrics.pictures", "wssl.metrics.plots")
+stateful = moved.moved_module("wssl.metrics.stateful", "wssl.metrics.torchmetrics_classes")
 
 
 def __getattr__(name):
